@@ -1,0 +1,1 @@
+"""The stqp command line: thin commands over the stqp library."""

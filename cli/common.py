@@ -1,0 +1,56 @@
+"""What the commands share: how they log, report and draw progress."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stqp.record import RunRecord
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print the run's record as JSON on stdout (messages go to stderr)."
+)
+verbose_option = click.option("-v", "--verbose", is_flag=True, help="Say more about what is done.")
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+PATH = click.Path(path_type=Path)
+
+
+def set_up_logging(verbose: bool = False) -> None:
+    """Send stqp's messages to stderr, and keep other packages' chatter from stdout."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]  # tiatoolbox adds one that writes to stdout where there is none
+    root.setLevel(logging.WARNING)
+    logging.getLogger("stqp").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def report(record: RunRecord, as_json: bool, *lines: str) -> None:
+    """Print the record for a program, or its summary and some closing lines for a person."""
+    if as_json:
+        click.echo(json.dumps(record.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        click.echo("\n".join(line for line in (record.summary(), *lines) if line))
+
+
+@contextmanager
+def progress_bar(label: str, unit: str = "it") -> Iterator[Callable[[int, int], None]]:
+    """Give a callback `(done, total)` that draws a bar with the time left on stderr."""
+    from tqdm import tqdm
+
+    bar: Any = tqdm(desc=label, unit=unit, file=sys.stderr, disable=None, leave=False)
+    try:
+
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update
+    finally:
+        bar.close()
