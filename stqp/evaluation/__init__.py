@@ -1,0 +1,1 @@
+"""Scores of predicted nuclei against the truth: segmentation, detection and typing."""

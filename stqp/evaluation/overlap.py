@@ -1,0 +1,276 @@
+"""What two sets of nuclei share: areas, centres and the sparse table of their overlaps.
+
+All scores are made from this table, so it does not matter whether the nuclei came as instance maps or as
+polygons.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stqp.errors import InputError
+from stqp.polygons import Polygons
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Two sets of nuclei, ``n`` true and ``m`` predicted, and the pixels that they share.
+
+    Attributes
+    ----------
+    true_ids, pred_ids : int64 (n,), (m,)
+        Ids of the nuclei that have at least one pixel, ascending.
+    true_area, pred_area : int64
+        Pixels of each nucleus.
+    true_xy, pred_xy : float64 (n, 2), (m, 2)
+        Centres of mass in px.
+    true_index, pred_index, shared : int64 (pairs,)
+        Positions of the nuclei of each overlapping pair, and the pixels that they share.
+    true_types, pred_types : int64
+        Class ids; 0 is Unknown.
+    """
+
+    true_ids: Ints
+    pred_ids: Ints
+    true_area: Ints
+    pred_area: Ints
+    true_xy: Floats
+    pred_xy: Floats
+    true_index: Ints
+    pred_index: Ints
+    shared: Ints
+    true_types: Ints
+    pred_types: Ints
+
+    @property
+    def iou(self) -> Floats:
+        """Intersection over union of each overlapping pair."""
+        union = self.true_area[self.true_index] + self.pred_area[self.pred_index] - self.shared
+        return self.shared / union
+
+    def select(self, true_mask: NDArray[np.bool_], pred_mask: NDArray[np.bool_]) -> Overlap:
+        """Keep some of the true and some of the predicted nuclei."""
+        kept = true_mask[self.true_index] & pred_mask[self.pred_index]
+        return replace(
+            self,
+            true_ids=self.true_ids[true_mask],
+            pred_ids=self.pred_ids[pred_mask],
+            true_area=self.true_area[true_mask],
+            pred_area=self.pred_area[pred_mask],
+            true_xy=self.true_xy[true_mask],
+            pred_xy=self.pred_xy[pred_mask],
+            true_index=(np.cumsum(true_mask) - 1)[self.true_index[kept]],
+            pred_index=(np.cumsum(pred_mask) - 1)[self.pred_index[kept]],
+            shared=self.shared[kept],
+            true_types=self.true_types[true_mask],
+            pred_types=self.pred_types[pred_mask],
+        )
+
+    def within(self, boxes: ArrayLike) -> Overlap:
+        """Keep the nuclei, whole, whose centres lie in one of the boxes ``(x0, y0, x1, y1)`` in px."""
+        return self.select(in_boxes(self.true_xy, boxes), in_boxes(self.pred_xy, boxes))
+
+
+def in_boxes(xy: Floats, boxes: ArrayLike) -> NDArray[np.bool_]:
+    """Whether each point lies in one of the half-open boxes ``(x0, y0, x1, y1)``."""
+    inside = np.zeros(len(xy), bool)
+    for x0, y0, x1, y1 in np.asarray(boxes, dtype=np.float64).reshape(-1, 4):
+        inside |= (xy[:, 0] >= x0) & (xy[:, 0] < x1) & (xy[:, 1] >= y0) & (xy[:, 1] < y1)
+    return inside
+
+
+def from_maps(
+    true_inst: NDArray[np.integer],
+    pred_inst: NDArray[np.integer],
+    true_types: ArrayLike | None = None,
+    pred_types: ArrayLike | None = None,
+    true_ids: ArrayLike | None = None,
+    pred_ids: ArrayLike | None = None,
+) -> Overlap:
+    """Table of two instance maps.
+
+    Parameters
+    ----------
+    true_inst, pred_inst : integer (height, width)
+        0 is background; ids need not be consecutive.
+    true_types, pred_types : (n,), (m,)
+        Class id of each nucleus; all Unknown when None.
+    true_ids, pred_ids
+        The ids that the types belong to; the map's ids in ascending order when None. Ids that the map
+        lacks are dropped.
+
+    Raises
+    ------
+    InputError
+        When the maps differ in size, or the types do not fit the ids.
+    """
+    true_inst, pred_inst = np.asarray(true_inst), np.asarray(pred_inst)
+    if true_inst.shape != pred_inst.shape or true_inst.ndim != 2:
+        raise InputError(
+            f"expected two instance maps of one size, found {true_inst.shape} (true) "
+            f"and {pred_inst.shape} (predicted)"
+        )
+    a, a_ids = _consecutive(true_inst)
+    b, b_ids = _consecutive(pred_inst)
+    collect = _Collector(len(a_ids), len(b_ids))
+    collect.add(a, b, 0, 0)
+    return collect.table(
+        a_ids,
+        b_ids,
+        _types(true_types, true_ids, a_ids, "true"),
+        _types(pred_types, pred_ids, b_ids, "predicted"),
+    )
+
+
+def from_polygons(
+    true: Polygons,
+    pred: Polygons,
+    true_types: ArrayLike,
+    pred_types: ArrayLike,
+    scale: float = 1.0,
+    block: int = 2048,
+) -> Overlap:
+    """Table of two sets of polygons, drawn block by block.
+
+    The result equals that of drawing each set into one instance map (a later nucleus covers an earlier
+    one) and comparing the maps. Nuclei that keep no pixel are dropped. Ids are positions + 1.
+
+    Parameters
+    ----------
+    true, pred
+        Polygons in px of one image.
+    true_types, pred_types
+        Class id of each polygon.
+    scale
+        Pixels to draw for each pixel of the image; centres and boxes stay in the image's px.
+    block
+        Side of the drawn blocks in px; bounds the memory.
+    """
+    sets = [true.scale(scale), pred.scale(scale)]
+    bounds = [np.nan_to_num(s.bounds(), nan=np.inf) for s in sets]
+    filled = [b[np.isfinite(b).all(axis=1)] for b in bounds]
+    collect = _Collector(len(true), len(pred))
+    if any(len(b) for b in filled):
+        everything = np.concatenate(filled)
+        low, high = np.floor(everything[:, :2].min(axis=0)), np.ceil(everything[:, 2:].max(axis=0))
+        for y in range(int(low[1]), int(high[1]) + 1, block):
+            row = [np.flatnonzero((b[:, 3] > y) & (b[:, 1] < y + block)) for b in bounds]
+            if not any(len(r) for r in row):
+                continue
+            for x in range(int(low[0]), int(high[0]) + 1, block):
+                maps = []
+                for polygons, box, candidates in zip(sets, bounds, row, strict=True):
+                    chosen = candidates[(box[candidates, 2] > x) & (box[candidates, 0] < x + block)]
+                    maps.append(polygons.take(chosen).shift(-x, -y).rasterize((block, block), chosen + 1))
+                collect.add(maps[0], maps[1], x, y)
+    table = collect.table(
+        np.arange(1, len(true) + 1),
+        np.arange(1, len(pred) + 1),
+        np.asarray(true_types, dtype=np.int64),
+        np.asarray(pred_types, dtype=np.int64),
+    )
+    table = table.select(table.true_area > 0, table.pred_area > 0)
+    return replace(table, true_xy=table.true_xy / scale, pred_xy=table.pred_xy / scale)
+
+
+class _Collector:
+    """Adds up blocks of two consecutive label maps."""
+
+    def __init__(self, n: int, m: int):
+        self.n, self.m = n, m
+        self.area = [np.zeros(n + 1, np.int64), np.zeros(m + 1, np.int64)]
+        self.sums = [np.zeros((n + 1, 2)), np.zeros((m + 1, 2))]
+        self.pairs: list[tuple[Ints, Ints, Ints]] = []
+
+    def add(self, a: NDArray[np.integer], b: NDArray[np.integer], x: int, y: int) -> None:
+        for which, labels in enumerate((a, b)):
+            rows, columns = np.nonzero(labels)
+            values = labels[rows, columns]
+            size = len(self.area[which])
+            self.area[which] += np.bincount(values, minlength=size)
+            self.sums[which][:, 0] += np.bincount(values, columns + (x + 0.5), size)
+            self.sums[which][:, 1] += np.bincount(values, rows + (y + 0.5), size)
+        both = (a > 0) & (b > 0)
+        if both.any():
+            self.pairs.append(
+                _count_pairs(a[both] - 1, b[both] - 1, np.ones(int(both.sum()), np.int64), self.n, self.m)
+            )
+
+    def table(self, true_ids: Ints, pred_ids: Ints, true_types: Ints, pred_types: Ints) -> Overlap:
+        parts = (
+            [np.concatenate(p) for p in zip(*self.pairs, strict=True)]
+            if self.pairs
+            else [np.empty(0, np.int64)] * 3
+        )
+        true_index, pred_index, shared = _count_pairs(parts[0], parts[1], parts[2], self.n, self.m)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            centres = [s[1:] / area[1:, None] for s, area in zip(self.sums, self.area, strict=True)]
+        return Overlap(
+            true_ids=np.asarray(true_ids, np.int64),
+            pred_ids=np.asarray(pred_ids, np.int64),
+            true_area=self.area[0][1:],
+            pred_area=self.area[1][1:],
+            true_xy=centres[0],
+            pred_xy=centres[1],
+            true_index=true_index,
+            pred_index=pred_index,
+            shared=shared,
+            true_types=true_types,
+            pred_types=pred_types,
+        )
+
+
+def _count_pairs(
+    i: NDArray[np.integer], j: NDArray[np.integer], weight: Ints, n: int, m: int
+) -> tuple[Ints, Ints, Ints]:
+    """Sum the weights of equal pairs, linear in their number; ordered by i, then j."""
+    from scipy.sparse import coo_matrix
+
+    if not len(i):
+        empty = np.empty(0, np.int64)
+        return empty, empty, empty
+    table = coo_matrix((weight, (i, j)), shape=(n, m)).tocsr()
+    table.sort_indices()
+    rows = np.repeat(np.arange(n), np.diff(table.indptr))
+    return rows.astype(np.int64), table.indices.astype(np.int64), table.data.astype(np.int64)
+
+
+def _consecutive(labels: NDArray[np.integer]) -> tuple[NDArray[np.integer], Ints]:
+    """Renumber labels to 1..n in ascending order, and the ids they had."""
+    low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
+    if low < 0:
+        raise InputError(f"expected instance ids of 0 (background) and above, found {low} in an instance map")
+    if high <= 4 * labels.size + 1024:
+        ids = np.flatnonzero(np.bincount(labels.ravel(), minlength=1))
+        ids = ids[ids > 0]
+        lookup = np.zeros(high + 1, np.int64)
+        lookup[ids] = np.arange(1, len(ids) + 1)
+        return lookup[labels], ids.astype(np.int64)
+    ids, inverse = np.unique(labels, return_inverse=True)
+    shift = 0 if ids[0] == 0 else 1
+    return inverse.reshape(labels.shape) + shift, ids[ids > 0].astype(np.int64)
+
+
+def _types(types: ArrayLike | None, ids: ArrayLike | None, present: Ints, which: str) -> Ints:
+    if types is None:
+        return np.zeros(len(present), np.int64)
+    types = np.asarray(types).reshape(-1).astype(np.int64)
+    given = present if ids is None else np.asarray(ids).reshape(-1).astype(np.int64)
+    if len(given) != len(types):
+        raise InputError(
+            f"expected a type for each of the {len(given)} {which} nuclei, found {len(types)} types"
+        )
+    order = np.argsort(given, kind="stable")
+    position = np.searchsorted(given[order], present)
+    if (position >= len(given)).any() or (given[order][position] != present).any():
+        missing = np.setdiff1d(present, given)
+        raise InputError(
+            f"{len(missing)} {which} nuclei of the map have no type; the first is id {missing[0]}"
+        )
+    return types[order][position]

@@ -1,0 +1,205 @@
+"""From the network's maps to nuclei: HoVer-Net's marker-controlled watershed, and the class of each nucleus.
+
+HoVer-Net (Graham et al. 2019) finds the borders of touching nuclei where the horizontal and vertical
+distance maps jump from +1 to -1, which a wide Sobel filter turns into an energy; each valley of the energy
+is a nucleus. The filter's answer is scaled to 0..1 over the whole array, so that one odd pixel changes
+every nucleus, and nuclei depend on where a tile begins. `postprocess_maps` does the same when `bounds` is
+None. A slide is processed in tiles with `bounds` made once from its maps (`sobel_bounds`), and holes are
+then filled only up to `MAX_HOLE` px, so that each nucleus depends on nothing farther than its own clump.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+Labels = NDArray[np.int32]
+Bounds = tuple[float, float, float, float]
+
+THRESHOLD = 0.5
+ENERGY = 0.4  # of the scaled Sobel answer; pixels above are borders
+KERNEL = 21  # px, of the Sobel filter
+SMALLEST = 10  # px
+MAX_HOLE = 64  # px, side of the largest hole of a marker that is filled when `bounds` are given
+REACH = 16  # px around a clump that can change its nuclei: half a kernel and a margin for safety
+
+
+def postprocess_maps(
+    np_prob: Floats, hv: Floats, tp_prob: Floats | None = None, bounds: Bounds | None = None
+) -> tuple[Labels, NDArray[np.float64], NDArray[np.int64]]:
+    """Nuclei of one region, and the probability of each class for each.
+
+    Parameters
+    ----------
+    np_prob : (height, width)
+        Probability of nucleus, at 0.25 µm/px.
+    hv : (height, width, 2)
+        Horizontal and vertical distance maps, about -1 to 1.
+    tp_prob : (height, width, C)
+        Probability of background (0) and each class; None when the network does not type.
+    bounds
+        As `instances`.
+
+    Returns
+    -------
+    inst : int32 (height, width)
+        Nuclei 1..n, 0 is background.
+    class_prob : float64 (n, C)
+        Mean probability over the pixels of each nucleus; C is 0 without `tp_prob`.
+    ids : int64 (n,)
+        1..n.
+    """
+    inst = instances(np_prob, hv, bounds)
+    n = int(inst.max(initial=0))
+    probability = class_probabilities(inst, tp_prob, n) if tp_prob is not None else np.zeros((n, 0))
+    return inst, probability, np.arange(1, n + 1)
+
+
+def instances(np_prob: Floats, hv: Floats, bounds: Bounds | None = None) -> Labels:
+    """Nuclei of one region as an instance map with the ids 1..n.
+
+    Parameters
+    ----------
+    np_prob, hv
+        As `postprocess_maps`.
+    bounds
+        Lowest and highest answer of the horizontal, then of the vertical Sobel filter, which become energy 1
+        and 0. None scales to the extremes of this array, which gives the very instance map that TIAToolbox's
+        HoVerNet makes.
+    """
+    import cv2
+    from scipy import ndimage
+    from skimage.segmentation import watershed
+
+    foreground = drop_small(ndimage.label(np.asarray(np_prob) >= THRESHOLD)[0], SMALLEST) > 0
+    result = np.zeros(foreground.shape, np.int32)
+    if not foreground.any():
+        return result
+    energy = _energy(hv, 0, None if bounds is None else bounds[:2])
+    np.maximum(energy, _energy(hv, 1, None if bounds is None else bounds[2:]), out=energy)
+    energy -= ~foreground
+    np.maximum(energy, 0, out=energy)
+    marker = foreground & (energy < ENERGY)
+    landscape = cv2.GaussianBlur((1 - energy) * foreground, (3, 3), 0)
+    np.negative(landscape, out=landscape)
+    filled = ndimage.binary_fill_holes(marker) if bounds is None else fill_small_holes(marker, MAX_HOLE)
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
+    opened = cv2.morphologyEx(filled.astype(np.uint8), cv2.MORPH_OPEN, kernel)
+    markers = drop_small(ndimage.label(opened)[0], SMALLEST)
+    found = watershed(landscape, markers=markers, mask=foreground)
+    return _renumber(found)
+
+
+def sobel_bounds(np_prob: Floats, hv: Floats) -> Bounds:
+    """Extremes of the two Sobel answers over one region: what HoVer-Net would scale that region by."""
+    result: list[float] = []
+    for axis in (0, 1):
+        answer = _sobel(np.asarray(hv[..., axis], np.float32), axis)
+        result += [float(answer.min()), float(answer.max())]
+    return result[0], result[1], result[2], result[3]
+
+
+def class_probabilities(inst: NDArray[np.integer], tp_prob: Floats, n: int) -> NDArray[np.float64]:
+    """Mean probability of each class over the pixels of each of the nuclei 1..n, (n, C)."""
+    where = np.flatnonzero(inst)
+    labels = inst.reshape(-1)[where]
+    size = np.maximum(np.bincount(labels, minlength=n + 1)[1:], 1)
+    flat = tp_prob.reshape(-1, tp_prob.shape[-1])
+    result = np.empty((n, flat.shape[1]))
+    for c in range(flat.shape[1]):
+        result[:, c] = np.bincount(labels, flat[where, c], n + 1)[1:] / size
+    return result
+
+
+def class_of(probability: NDArray[np.float64], background: bool = True) -> NDArray[np.int64]:
+    """Class id of each nucleus: the likeliest that is not background; 0 when no class has any probability.
+
+    Parameters
+    ----------
+    probability : (n, C)
+        As `class_probabilities`.
+    background
+        Whether column 0 is background.
+    """
+    classes = probability[:, 1:] if background else probability
+    if not classes.shape[1]:
+        return np.zeros(len(probability), np.int64)
+    return np.where(classes.max(axis=1) > 0, classes.argmax(axis=1) + 1, 0)
+
+
+def drop_small(labels: NDArray[np.integer], smallest: int) -> NDArray[np.integer]:
+    """Set labels of fewer than `smallest` pixels to 0."""
+    size = np.bincount(labels.ravel())
+    small = size < smallest
+    small[0] = False
+    if not small.any():
+        return labels
+    lookup = np.arange(len(size), dtype=labels.dtype)
+    lookup[small] = 0
+    return lookup[labels]
+
+
+def fill_small_holes(mask: NDArray[np.bool_], largest: int) -> NDArray[np.bool_]:
+    """Fill holes whose bounding box is at most `largest` px wide and high; the array's border is no hole."""
+    from scipy import ndimage
+
+    background, _ = ndimage.label(~mask)
+    height, width = mask.shape
+    lookup = [False]
+    for rows, columns in ndimage.find_objects(background):
+        inside = rows.start > 0 and columns.start > 0 and rows.stop < height and columns.stop < width
+        lookup.append(
+            inside and rows.stop - rows.start <= largest and columns.stop - columns.start <= largest
+        )
+    return np.asarray(mask | np.array(lookup)[background])
+
+
+def combine_bounds(bounds: Sequence[Bounds], weights: Sequence[float]) -> Bounds | None:
+    """Weighted median of the bounds of several regions; None without any."""
+    if not len(bounds):
+        return None
+    table, weight = np.asarray(bounds, np.float64), np.asarray(weights, np.float64)
+    result = []
+    for column in table.T:
+        order = np.argsort(column)
+        total = np.cumsum(weight[order])
+        result.append(float(column[order][np.searchsorted(total, total[-1] / 2)]))
+    return result[0], result[1], result[2], result[3]
+
+
+def _sobel(values: NDArray[np.float32], axis: int) -> NDArray[np.float64]:
+    import cv2
+
+    dx, dy = (1, 0) if axis == 0 else (0, 1)
+    return np.asarray(cv2.Sobel(values, cv2.CV_64F, dx, dy, ksize=KERNEL))
+
+
+def _energy(hv: Floats, axis: int, bounds: tuple[float, float] | None) -> NDArray[np.float32]:
+    values = np.asarray(hv[..., axis], np.float32)
+    if bounds is None:
+        # the filter is linear, so that this first scaling matters to the last bit only
+        answer = _sobel(_unit(values), axis)
+        return 1 - _unit(answer)
+    answer = _sobel(values, axis)
+    low, high = bounds
+    scale = 1 / (high - low) if high > low else 0.0
+    return np.clip((high - answer) * scale, 0, 1).astype(np.float32)
+
+
+def _unit(values: NDArray[Any]) -> NDArray[np.float32]:
+    import cv2
+
+    scaled = cv2.normalize(values, None, alpha=0, beta=1, norm_type=cv2.NORM_MINMAX, dtype=cv2.CV_32F)
+    return np.asarray(scaled)
+
+
+def _renumber(labels: NDArray[np.integer]) -> Labels:
+    present = np.bincount(labels.ravel()) > 0
+    present[0] = False
+    lookup = np.zeros(len(present), np.int32)
+    lookup[present] = np.arange(1, present.sum() + 1)
+    return lookup[labels]
