@@ -13,7 +13,10 @@ import click
 from stqp.record import RunRecord
 
 json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print the run's record as JSON on stdout (messages go to stderr)."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the run's record as JSON on stdout (messages go to stderr).",
 )
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Say more about what is done.")
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)

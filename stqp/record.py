@@ -9,7 +9,17 @@ from typing import Any
 
 from stqp import __version__, files
 
-_PACKAGES = ("numpy", "torch", "tiatoolbox", "shapely", "scanpy", "anndata", "tifffile", "openslide-python", "lightning")
+_PACKAGES = (
+    "numpy",
+    "torch",
+    "tiatoolbox",
+    "shapely",
+    "scanpy",
+    "anndata",
+    "tifffile",
+    "openslide-python",
+    "lightning",
+)
 
 
 class RunRecord:
@@ -79,7 +89,10 @@ class RunRecord:
 
     def summary(self) -> str:
         """Counts, what was skipped and warnings, one a line."""
-        lines = [f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}" for name, value in self.counts.items()]
+        lines = [
+            f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}"
+            for name, value in self.counts.items()
+        ]
         lines += [f"skipped: {number:,} {reason}" for reason, number in self.skipped.items()]
         lines += [f"warning: {message}" for message in self.warnings]
         return "\n".join(lines)

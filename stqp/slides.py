@@ -16,9 +16,25 @@ from stqp.errors import InputError
 RGBImage = NDArray[np.uint8]
 
 SLIDE_SUFFIXES = frozenset(
-    ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .dcm .png .jpg .jpeg .btf".split()
+    [
+        ".svs",
+        ".tif",
+        ".tiff",
+        ".ndpi",
+        ".mrxs",
+        ".scn",
+        ".vms",
+        ".vmu",
+        ".bif",
+        ".svslide",
+        ".dcm",
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".btf",
+    ]
 )
-_PLAIN_SUFFIXES = frozenset(".png .jpg .jpeg .bmp".split())
+_PLAIN_SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp"])
 _UNIT_UM = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "\u03bcm": 1.0, "um": 1.0, "nm": 1e-3, "inch": 25400.0}
 
 
@@ -100,15 +116,25 @@ class Slide:
         if abs(ratio - 1) < 1e-3 and abs(x / step - round(x / step)) < 1e-3 and abs(y / step - round(y / step)) < 1e-3:
             return self.read_level(level, round(x / step), round(y / step), width, height)
         left, top = math.floor(x / step) - 2, math.floor(y / step) - 2
-        right, bottom = math.ceil((x + width * downsample) / step) + 2, math.ceil((y + height * downsample) / step) + 2
+        right, bottom = (
+            math.ceil((x + width * downsample) / step) + 2,
+            math.ceil((y + height * downsample) / step) + 2,
+        )
         source = self.read_level(level, left, top, right - left, bottom - top)
         if ratio > 1:  # an area mean before the resampling, or fine texture would alias
             source = cv2.blur(source, (round(ratio), round(ratio))) if round(ratio) > 1 else source
         # pixel centres: result (u + 0.5) * downsample + x = (s + 0.5 + left) * step
-        shift_x, shift_y = (0.5 * downsample + x) / step - 0.5 - left, (0.5 * downsample + y) / step - 0.5 - top
+        shift_x, shift_y = (
+            (0.5 * downsample + x) / step - 0.5 - left,
+            (0.5 * downsample + y) / step - 0.5 - top,
+        )
         matrix = np.array([[ratio, 0, shift_x], [0, ratio, shift_y]])
         result = cv2.warpAffine(
-            source, matrix, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+            source,
+            matrix,
+            (width, height),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
         )
         return np.asarray(result, dtype=np.uint8)
 
@@ -224,7 +250,9 @@ def open_slide(path: str | Path, mpp: float | None = None) -> Slide:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"the image {path} does not exist" if not path.exists() else f"{path} is a folder, not an image")
+        raise InputError(
+            f"the image {path} does not exist" if not path.exists() else f"{path} is a folder, not an image"
+        )
     slide: Slide | None = None
     try:
         if path.suffix.lower() in _PLAIN_SUFFIXES:
@@ -239,7 +267,9 @@ def open_slide(path: str | Path, mpp: float | None = None) -> Slide:
     except InputError:
         raise
     except Exception as error:  # the readers raise dozens of kinds for a broken file
-        raise InputError(f"{path} cannot be read as an image ({type(error).__name__}: {error}); is it whole?") from error
+        raise InputError(
+            f"{path} cannot be read as an image ({type(error).__name__}: {error}); is it whole?"
+        ) from error
     if mpp is not None:
         slide.mpp = mpp
     return slide

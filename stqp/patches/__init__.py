@@ -1,0 +1,1 @@
+"""Training patches: cut from projects, kept in one HDF5 file."""

@@ -1,0 +1,118 @@
+"""Which objects of a project's image are nuclei, and of which class."""
+
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stqp.errors import InputError
+from stqp.polygons import Polygons
+from stqp.qupath.objects import ObjectKind, PathObjects
+from stqp.qupath.project import ProjectEntry
+from stqp.taxonomy import UNKNOWN
+
+LARGEST_UM2 = 2000.0
+"""An annotation above this area is a region that somebody drew, not a nucleus (a megakaryocyte's is below)."""
+OBJECT_KINDS = ("auto", "annotations", "detections", "cells")
+
+
+@dataclass
+class Nuclei:
+    """The nuclei of one image.
+
+    Attributes
+    ----------
+    polygons : Polygons
+        In full-resolution pixels.
+    classes : object (n,)
+        Class names; `UNKNOWN` where the class is not known.
+    skipped : dict
+        How many objects were no nuclei, by reason.
+    coverage : Polygons or None
+        The area that the ST run covered; None when nothing limits it.
+    """
+
+    polygons: Polygons
+    classes: NDArray[np.object_]
+    skipped: dict[str, int] = field(default_factory=dict)
+    coverage: Polygons | None = None
+
+
+def read_nuclei(entry: ProjectEntry, mpp: float, kind: str = "auto") -> Nuclei:
+    """Read the nuclei of a project's image, as they stand after a person's corrections.
+
+    Parameters
+    ----------
+    entry
+        The image in the project.
+    mpp
+        Its µm per pixel at full resolution.
+    kind
+        ``annotations``, ``detections``, ``cells``, or ``auto``: the first of annotations, cells and
+        detections that holds any nucleus; detections that stqp predicted do not count.
+    """
+    nuclei = select_nuclei(entry.read_objects(), mpp, kind)
+    sample = entry.stqp_folder / "sample.json"
+    if sample.is_file():
+        try:
+            rings = json.loads(sample.read_text(encoding="utf-8"))["coverage"]
+        except (ValueError, KeyError) as error:
+            raise InputError(f"{sample} has no readable coverage ({error}); import the sample again") from error
+        offsets = np.cumsum([0, *map(len, rings)])
+        coords = np.concatenate([np.asarray(r, dtype=float) for r in rings]) if rings else np.empty((0, 2))
+        nuclei.coverage = Polygons.from_rings(coords, offsets)
+    return nuclei
+
+
+def select_nuclei(objects: PathObjects, mpp: float, kind: str = "auto") -> Nuclei:
+    """Choose the nuclei among the objects of an image; see `read_nuclei`."""
+    if kind != "auto":
+        return _select(objects, mpp, _masks(objects)[kind], kind == "cells")
+    result = Nuclei(Polygons.empty(), np.empty(0, object))
+    for name in ("annotations", "cells", "detections"):
+        found = _select(objects, mpp, _masks(objects)[name], name == "cells")
+        if len(found.polygons):
+            return found
+        for reason, number in found.skipped.items():
+            result.skipped[reason] = result.skipped.get(reason, 0) + number
+    return result
+
+
+def _masks(objects: PathObjects) -> dict[str, NDArray[np.bool_]]:
+    source = objects.metadata.get("stqp.source")
+    predicted = np.zeros(len(objects), bool)
+    if source is not None:
+        predicted = np.array([s is not None and s.startswith("predict:") for s in source], bool)
+    return {
+        "annotations": objects.kind == ObjectKind.ANNOTATION,
+        "detections": (objects.kind == ObjectKind.DETECTION) & ~predicted,
+        "cells": (objects.kind == ObjectKind.CELL) & ~predicted,
+    }
+
+
+def _select(objects: PathObjects, mpp: float, mask: NDArray[np.bool_], cells: bool) -> Nuclei:
+    chosen = objects.take(mask)
+    polygons = chosen.polygons
+    if cells and chosen.nuclei is not None:
+        polygons = chosen.nuclei  # the cell's own outline is not what HoVer-Net learns
+    source = chosen.metadata.get("stqp.source", np.full(len(chosen), None, object))
+    classes = np.array([UNKNOWN if c is None else c for c in chosen.classes], object)
+    area = polygons.area() * mpp**2
+    reasons = {
+        "objects without an outline": area <= 0,
+        f"regions larger than {LARGEST_UM2:g} µm²": area > LARGEST_UM2,
+        "objects of an ignored class (its name ends with *)": np.array([str(c).endswith("*") for c in classes], bool),
+        "annotations without a class that stqp did not write": (
+            (chosen.kind == ObjectKind.ANNOTATION)
+            & np.array([c is None for c in chosen.classes], bool)
+            & np.array([s is None for s in source], bool)
+        ),
+    }
+    keep = np.ones(len(chosen), bool)
+    skipped: dict[str, int] = {}
+    for reason, bad in reasons.items():
+        if number := int((keep & bad).sum()):
+            skipped[reason] = number
+        keep &= ~bad
+    return Nuclei(polygons.take(keep), classes[keep], skipped)

@@ -1,0 +1,130 @@
+"""The networks by name: their geometry, construction, initialisation and cost."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stqp.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the rest of stqp must know of a network.
+
+    Attributes
+    ----------
+    name : str
+    input_size, output_size : int
+        Pixels of a square window and of what comes out of its middle.
+    fully_convolutional : bool
+        Whether larger windows work too, with the same margin.
+    learning_rate : float
+        A good default.
+    """
+
+    name: str
+    input_size: int
+    output_size: int
+    fully_convolutional: bool
+    learning_rate: float
+
+    @property
+    def margin(self) -> int:
+        """Pixels that the output lacks on each side."""
+        return (self.input_size - self.output_size) // 2
+
+
+ARCHITECTURES = {
+    a.name: a
+    for a in (
+        Architecture("lite", 256, 164, True, 2e-3),
+        Architecture("fast", 256, 164, True, 1e-4),
+        Architecture("original", 270, 80, False, 1e-4),
+    )
+}
+MPP = 0.25
+"""µm per pixel that HoVer-Net's receptive field and post-processing are made for."""
+
+
+def architecture(name: str) -> Architecture:
+    """Look up an architecture by name.
+
+    Raises
+    ------
+    UsageError
+        When there is none of that name.
+    """
+    if name not in ARCHITECTURES:
+        raise UsageError(f"there is no architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name]
+
+
+def build_network(name: str, classes: list[str], tiatoolbox: bool = False) -> "nn.Module":
+    """Make a network with PyTorch's default weights.
+
+    Parameters
+    ----------
+    name
+        ``lite``, ``fast`` or ``original``.
+    classes
+        Names of the classes without background; class ``i`` has the number ``i + 1``.
+    tiatoolbox
+        For ``lite``: make the class that TIAToolbox runs, which takes longer to import. The weights
+        are the same.
+
+    Returns
+    -------
+    torch.nn.Module
+        Takes float NCHW images, 0-255, and returns a dict of logits: tp, np, hv.
+    """
+    architecture(name)
+    types = len(classes) + 1
+    names = {0: "Background", **{i + 1: c for i, c in enumerate(classes)}}
+    if name == "lite" and not tiatoolbox:
+        from stqp.training.lite import LiteNetwork
+
+        return LiteNetwork(num_types=types)
+    if name == "lite":
+        from stqp.training.tiatoolbox_lite import HoVerNetLite
+
+        return HoVerNetLite(num_types=types, nuc_type_dict=names)
+    from tiatoolbox.models.architecture.hovernet import HoVerNet
+
+    network: nn.Module = HoVerNet(num_input_channels=3, num_types=types, mode=name, nuc_type_dict=names)
+    return network
+
+
+def initialize(network: "nn.Module") -> None:
+    """Kaiming initialisation, fan out, as HoVer-Net's authors train from nothing (He et al. 2015)."""
+    from torch import nn
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+def cost(network: "nn.Module", size: int = 256) -> tuple[int, float]:
+    """Size and price of a network.
+
+    Returns
+    -------
+    parameters : int
+    gflop : float
+        For one forward pass of a ``size`` px window, two operations a multiply-add.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    training = network.training
+    network.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 3, size, size))
+    network.train(training)
+    return sum(p.numel() for p in network.parameters()), counter.get_total_flops() / 1e9

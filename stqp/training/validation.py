@@ -1,0 +1,86 @@
+"""Score a network in training on held-out patches, by nuclei found and typed, not by pixels."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from stqp.patches.store import UNKNOWN_TYPE, PatchFile
+from stqp.training.network import Architecture
+
+LARGEST_NUMBER = 64
+"""Patches that are scored, evenly chosen; the scores guide, `stqp evaluate` measures."""
+
+
+def predict_maps(
+    network: nn.Module, arch: Architecture, image: NDArray[np.uint8], device: str
+) -> dict[str, NDArray[Any]]:
+    """Maps of the middle of an image, all but the network's margin.
+
+    Parameters
+    ----------
+    network
+        In evaluation mode, on `device`.
+    arch
+        Its geometry.
+    image : uint8 (S, S, 3)
+    device
+        Name of the device.
+
+    Returns
+    -------
+    dict
+        ``np`` (s, s), ``hv`` (s, s, 2), ``tp`` (s, s, C): probabilities, and distances.
+    """
+    with torch.inference_mode():
+        pixels = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float()
+        if arch.fully_convolutional:
+            output = network(pixels)
+        else:
+            n = (image.shape[0] - 2 * arch.margin) // arch.output_size
+            o, s = arch.output_size, arch.input_size
+            rows = [[network(pixels[..., y * o : y * o + s, x * o : x * o + s]) for x in range(n)] for y in range(n)]
+            output = {k: torch.cat([torch.cat([c[k] for c in row], 3) for row in rows], 2) for k in rows[0][0]}
+        return {
+            "np": torch.softmax(output["np"].float(), 1)[0, 1].cpu().numpy(),
+            "hv": output["hv"].float()[0].permute(1, 2, 0).cpu().numpy(),
+            "tp": torch.softmax(output["tp"].float(), 1)[0].permute(1, 2, 0).cpu().numpy(),
+        }
+
+
+def score_network(
+    network: nn.Module, arch: Architecture, patches: PatchFile, rows: NDArray[np.integer], device: str
+) -> dict[str, float]:
+    """Pooled scores over (at most `LARGEST_NUMBER` of) the given patches.
+
+    Returns
+    -------
+    dict
+        ``dice``, ``pq``, ``f_d``, ``type_f1_macro``, ``f_c_mean``, as `stqp.evaluation` defines them.
+    """
+    from stqp.evaluation.overlap import from_maps
+    from stqp.evaluation.scores import count, summarise
+    from stqp.inference.postprocess import class_of, postprocess_maps
+
+    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), LARGEST_NUMBER)).astype(int))]
+    counts = {}
+    for row in chosen:
+        patch = patches.read(int(row))
+        maps = predict_maps(network, arch, patch["images"], device)
+        cut = slice(arch.margin, arch.margin + maps["np"].shape[0])
+        valid = patch["valid"][cut, cut] > 0
+        true, kinds = patch["instances"][cut, cut] * valid, patch["types"][cut, cut]
+        ids, first = np.unique(true, return_index=True)
+        types = kinds.reshape(-1)[first][ids > 0]
+        inst, probability, _ = postprocess_maps(maps["np"] * valid, maps["hv"], maps["tp"])
+        predicted = class_of(probability, background=True) if len(probability) else np.empty(0, int)
+        true_types = np.where(types == UNKNOWN_TYPE, 0, types)
+        counts[str(row)] = count(from_maps(true, inst, true_types, predicted), patches.mpp, len(patches.classes))
+    pooled: dict[str, Any] = summarise(counts, patches.classes, bootstrap=0)["pooled"]
+    return {
+        name: float(pooled[name])
+        for name in ("dice", "pq", "f_d", "type_f1_macro", "f_c_mean")
+        if pooled.get(name) is not None
+    }
