@@ -1,0 +1,1 @@
+"""From what ST platforms write to spatial samples and QuPath projects."""

@@ -1,0 +1,348 @@
+"""Labels of cells from files, and from labels to visual classes."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stqp.errors import InputError, UsageError
+from stqp.sources.tables import columns_of, floats, read_columns, texts, whole_table
+from stqp.taxonomy import UNKNOWN, VISUAL_CLASSES
+
+Objects = NDArray[np.object_]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+ID_COLUMNS = ("cell_id", "cellid", "cell", "barcode", "barcodes", "index", "id", "", "__index_level_0__", "unnamed: 0")
+LABEL_COLUMNS = (
+    "label", "labels", "class", "cell_type", "celltype", "annotation", "cluster", "group", "leiden", "louvain",
+)  # fmt: skip
+CONFIDENCE_COLUMN, NUCLEUS_COLUMN = "confidence", "label_id"
+_MISSING = frozenset(("", "nan", "na", "none", "null", "<na>"))
+MAX_CONFLICTS = 0.01  # of the cells; more is no slip but a wrong file
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels as a file gives them, one row each.
+
+    Attributes
+    ----------
+    ids : object (k,)
+        Cell ids as text.
+    labels : object (k,)
+        Text, None where the file says nothing.
+    confidence : float64 (k,)
+        NaN where the file has none.
+    label_ids : int64 (k,) or None
+        The run's number of the nucleus, where labels are by nucleus.
+    path
+        The file.
+    columns
+        Names of the columns of ids and labels; the first row, where the file has no header.
+    """
+
+    ids: Objects
+    labels: Objects
+    confidence: Floats
+    label_ids: Ints | None
+    path: Path
+    columns: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """Labels in the order of the cells and of the nuclei, with what did not fit.
+
+    Attributes
+    ----------
+    cells : object (c,)
+        None where the file has no label for the cell.
+    nuclei : object (n,)
+    confidence : float64 (n,)
+    skipped : dict
+        Reason to number.
+    """
+
+    cells: Objects
+    nuclei: Objects
+    confidence: Floats
+    skipped: dict[str, int] = field(default_factory=dict)
+
+
+def read_labels(path: str | Path, label_key: str | None = None) -> Labels:
+    """Read labels of cells.
+
+    Parameters
+    ----------
+    path
+        csv, tsv (also .gz) or parquet with a column of cell ids and one of labels (``cell_id,label``, 10x's
+        ``Barcode,Cluster``, ``cell_id,group`` of Xenium Explorer, or any two columns), optionally
+        ``confidence``, and ``label_id`` where labels are by nucleus; or .h5ad.
+    label_key
+        Column of the labels; for .h5ad of ``obs``.
+
+    Raises
+    ------
+    InputError
+        When the file is missing, broken, or has no such columns.
+    UsageError
+        When an .h5ad comes without a `label_key`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(
+            f"the labels {path} do not exist" if not path.exists() else f"{path} is a folder; give a file of labels"
+        )
+    if path.suffix.lower() == ".h5ad":
+        return _from_h5ad(path, label_key)
+    table = _table(path)
+    names = list(table)
+    key = _id_column(names, path)
+    value = _label_column(names, key, label_key, path)
+    lower = {name.lower(): name for name in names}
+    confidence = np.full(len(table[key]), np.nan)
+    if CONFIDENCE_COLUMN in lower and lower[CONFIDENCE_COLUMN] != value:
+        confidence = _numbers(table[lower[CONFIDENCE_COLUMN]], path, CONFIDENCE_COLUMN)
+    label_ids = None
+    if NUCLEUS_COLUMN in lower:
+        label_ids = _numbers(table[lower[NUCLEUS_COLUMN]], path, NUCLEUS_COLUMN)
+        if not np.isfinite(label_ids).all():
+            raise InputError(f"expected a number in every row of the column {NUCLEUS_COLUMN} of {path}")
+        label_ids = label_ids.astype(np.int64)
+    return Labels(_ids(table[key]), _clean(table[value]), confidence, label_ids, path, (key, value))
+
+
+def assign(labels: Labels, cell_ids: Objects, nucleus_cell: Ints, nucleus_label_id: Ints) -> Assigned:
+    """Give each cell and nucleus its label.
+
+    Parameters
+    ----------
+    labels
+        From `read_labels`.
+    cell_ids : object (c,)
+        Of the run.
+    nucleus_cell : int64 (n,)
+        Row of each nucleus's cell.
+    nucleus_label_id : int64 (n,)
+        The run's own number of each nucleus.
+
+    Raises
+    ------
+    InputError
+        When no id is of this run, or many cells have two labels.
+    """
+    import pandas as pd
+
+    cells = pd.Index(cell_ids)
+    ids, names, confidence, numbers = labels.ids, labels.labels, labels.confidence, labels.label_ids
+    if labels.columns[0] in cells:  # no header: the first row is data, too
+        ids, names = np.r_[[labels.columns[0]], ids].astype(object), np.r_[_clean([labels.columns[1]]), names]
+        confidence = np.r_[np.nan, confidence]
+    row = np.asarray(cells.get_indexer(pd.Index(ids)), dtype=np.int64)
+    if (row < 0).all():
+        raise InputError(_why_none_match(ids, cell_ids, labels.path))
+    skipped = {"labels for cells that the run lacks": int((row < 0).sum())}
+    known = row >= 0
+    row, names, confidence = row[known], names[known], confidence[known]
+    n = len(nucleus_cell)
+    if numbers is not None:
+        numbers = numbers[known]
+        if (nucleus_label_id < 0).all():
+            raise InputError(
+                f"{labels.path} has labels by nucleus ({NUCLEUS_COLUMN}), but the run does not number its nuclei"
+            )
+        nuclei = pd.Index(nucleus_label_id)
+        place = np.asarray(nuclei.get_indexer(pd.Index(numbers)), dtype=np.int64)
+        fits = (place >= 0) & (nucleus_cell[np.maximum(place, 0)] == row)
+        skipped["labels for nuclei that the run lacks"] = int((~fits).sum())
+        of_nucleus, sure, conflicts = _by_place(place[fits], names[fits], confidence[fits], n)
+        _refuse_many(conflicts, n, "nuclei", labels.path)
+        skipped["nuclei with two different labels (now Unknown)"] = conflicts
+        of_cell = np.full(len(cell_ids), None, object)
+        of_cell[nucleus_cell[::-1]] = of_nucleus[::-1]  # a cell takes the label of its first nucleus
+        return Assigned(of_cell, of_nucleus, sure, {k: v for k, v in skipped.items() if v})
+    of_cell, sure, conflicts = _by_place(row, names, confidence, len(cell_ids))
+    _refuse_many(conflicts, len(cell_ids), "cells", labels.path)
+    skipped["cells with two different labels (now Unknown)"] = conflicts
+    return Assigned(of_cell, of_cell[nucleus_cell], sure[nucleus_cell], {k: v for k, v in skipped.items() if v})
+
+
+def to_classes(labels: Objects, class_map: Mapping[str, str] | None) -> tuple[Objects, dict[str, int]]:
+    """Class of each label, and how many of each label the map lacks.
+
+    Without a map, a label that equals a visual class in any case becomes it, and any other stays a class of
+    its own name. With one, a label that it lacks becomes Unknown. No label is Unknown.
+    """
+    own = {c.name.lower(): c.name for c in VISUAL_CLASSES} | {UNKNOWN.lower(): UNKNOWN}
+    counts = Counter(label for label in labels.tolist() if label is not None)
+    if class_map is None:
+        known = {label: own.get(label.lower(), label) for label in counts}
+        lacking: dict[str, int] = {}
+    else:
+        known = {label: class_map.get(label, UNKNOWN) for label in counts}
+        known = {label: own.get(name.lower(), name) for label, name in known.items()}
+        lacking = {label: number for label, number in sorted(counts.items()) if label not in class_map}
+    classes = np.empty(len(labels), object)
+    classes[:] = [known[label] if label is not None else UNKNOWN for label in labels.tolist()]
+    return classes, lacking
+
+
+def _by_place(place: Ints, names: Objects, confidence: Floats, size: int) -> tuple[Objects, Floats, int]:
+    """Label by place; a place with two different labels has none and is counted."""
+    label, sure = np.full(size, None, object), np.full(size, np.nan)
+    label[place[::-1]], sure[place[::-1]] = names[::-1], confidence[::-1]
+    differs = np.unique(place[label[place] != names])
+    label[differs], sure[differs] = None, np.nan
+    return label, sure, len(differs)
+
+
+def _refuse_many(conflicts: int, of: int, what: str, path: Path) -> None:
+    if conflicts > max(1, MAX_CONFLICTS * of):
+        raise InputError(
+            f"{path} gives {conflicts} of {of} {what} two different labels; expected one each: "
+            "does it hold several samples or several clusterings?"
+        )
+
+
+def _why_none_match(ids: Objects, cell_ids: Objects, path: Path) -> str:
+    """Say that no id is of this run, and the likeliest reason."""
+    given, own = {str(i) for i in ids[:100_000]}, {str(i) for i in cell_ids}
+
+    def bare(text: str) -> str:
+        return re.sub(r"-\d+$", "", text)
+
+    reason = "they are of another run"
+    if {bare(i) for i in given} & {bare(i) for i in own}:
+        reason = "the ids differ by their suffix (-1): write them as the run does"
+    elif any(i.endswith(tuple(f"{s}{c}" for s in "_-:." for c in list(own)[:200])) for i in given) or any(
+        re.split(r"[_:.]", i)[-1] in own or re.split(r"[_:.]", i)[0] in own for i in given
+    ):
+        reason = "the ids carry a sample's name besides the run's id: remove it"
+    elif all(i.isdigit() for i in given) and not all(i.isdigit() for i in own):
+        reason = "these are row numbers or integer ids, the run has text ids"
+    elif all(re.fullmatch(r"\d+\.0", i) for i in given) and all(i.isdigit() for i in own):
+        reason = "the integer ids were written with decimals"
+    return (
+        f"the labels {path} are for other cells: none of its ids (first: {ids[0] if len(ids) else None!r}) is among "
+        f"the run's (first: {cell_ids[0]!r}); likely {reason}"
+    )
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """Columns by name, as pyarrow arrays or lists of text."""
+    if path.suffix.lower() == ".parquet":
+        names = columns_of(path)
+        table = read_columns(path, names)
+        return {name: table[name] for name in names}
+    import pandas as pd
+
+    try:
+        with (
+            gzip.open(path, "rt", encoding="utf-8-sig")
+            if path.suffix.lower() == ".gz"
+            else path.open(encoding="utf-8-sig") as file
+        ):
+            first = file.readline()
+            if not first.strip():
+                raise InputError(f"the labels {path} are empty; expected a header and two columns, cell_id and label")
+            file.seek(0)
+            separator = max("\t,;", key=first.count)
+            frame = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, encoding_errors="strict")
+    except (OSError, EOFError, UnicodeDecodeError, pd.errors.ParserError) as error:
+        raise InputError(
+            f"the labels {path} cannot be read as a table ({error}); expected csv, tsv or parquet"
+        ) from error
+    return {str(name): frame.iloc[:, i].to_numpy(dtype=object) for i, name in enumerate(frame.columns)}
+
+
+def _from_h5ad(path: Path, label_key: str | None) -> Labels:
+    import anndata
+
+    with whole_table(path):
+        try:
+            obs = anndata.read_h5ad(path, backed="r").obs
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} is no AnnData file ({error})") from error
+    if label_key is None:
+        raise UsageError(f"{path} has many columns; name that of the labels with --label-key: {', '.join(obs.columns)}")
+    if label_key not in obs.columns:
+        raise InputError(f"expected the column {label_key!r} in obs of {path}, found {', '.join(obs.columns)}")
+    has_ids = "cell_id" in obs.columns and label_key != "cell_id"
+    ids = obs["cell_id"].astype(str) if has_ids else obs.index.astype(str)
+    confidence = np.full(len(obs), np.nan)
+    if CONFIDENCE_COLUMN in obs.columns:
+        confidence = _numbers(obs[CONFIDENCE_COLUMN].to_numpy(), path, CONFIDENCE_COLUMN)
+    return Labels(
+        np.asarray(ids, dtype=object),
+        _clean(obs[label_key].astype(object).to_numpy()),
+        confidence,
+        None,
+        path,
+        ("cell_id", label_key),
+    )
+
+
+def _id_column(names: list[str], path: Path) -> str:
+    lower = {name.strip().lower(): name for name in reversed(names)}
+    for candidate in ID_COLUMNS:
+        if candidate in lower:
+            return lower[candidate]
+    if len(names) == 2:
+        return names[0]
+    raise InputError(f"expected a column of cell ids (cell_id or Barcode) in {path}, found {', '.join(names)}")
+
+
+def _label_column(names: list[str], key: str, wanted: str | None, path: Path) -> str:
+    others = [name for name in names if name != key]
+    if wanted is not None:
+        if wanted not in others:
+            raise InputError(f"expected the column {wanted!r} in {path}, found {', '.join(names)}")
+        return wanted
+    lower = {name.strip().lower(): name for name in reversed(others)}
+    for candidate in LABEL_COLUMNS:
+        if candidate in lower:
+            return lower[candidate]
+    left = [n for n in others if n.strip().lower() not in (CONFIDENCE_COLUMN, NUCLEUS_COLUMN)]
+    if len(left) == 1:
+        return left[0]
+    raise InputError(f"expected a column of labels in {path}, found {', '.join(names)}; name it with --label-key")
+
+
+def _ids(column: Any) -> Objects:
+    if hasattr(column, "combine_chunks"):
+        return np.asarray(texts(column).to_numpy(zero_copy_only=False), dtype=object)
+    return np.array([str(v).strip() for v in column], dtype=object)
+
+
+def _clean(column: Any) -> Objects:
+    """Labels as text; missing ones, in any of the usual spellings, are None."""
+    values = column.to_pylist() if hasattr(column, "to_pylist") else list(column)
+    result = np.empty(len(values), object)
+    seen: dict[Any, str | None] = {}
+    for i, value in enumerate(values):
+        if value not in seen:
+            whole = isinstance(value, float) and value.is_integer()
+            text = str(int(value)) if whole else str(value).strip()
+            seen[value] = None if text.lower() in _MISSING else text
+        result[i] = seen[value]
+    return result
+
+
+def _numbers(column: Any, path: Path, name: str) -> Floats:
+    import pandas as pd
+
+    try:
+        if hasattr(column, "combine_chunks"):
+            return floats(column)
+        return np.asarray(pd.to_numeric(pd.Series(column).replace("", np.nan)), dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"expected numbers in the column {name} of {path} ({error})") from error
