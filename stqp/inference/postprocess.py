@@ -152,9 +152,7 @@ def fill_small_holes(mask: NDArray[np.bool_], largest: int) -> NDArray[np.bool_]
     lookup = [False]
     for rows, columns in ndimage.find_objects(background):
         inside = rows.start > 0 and columns.start > 0 and rows.stop < height and columns.stop < width
-        lookup.append(
-            inside and rows.stop - rows.start <= largest and columns.stop - columns.start <= largest
-        )
+        lookup.append(inside and rows.stop - rows.start <= largest and columns.stop - columns.start <= largest)
     return np.asarray(mask | np.array(lookup)[background])
 
 

@@ -1,0 +1,44 @@
+"""Where the network runs."""
+
+from __future__ import annotations
+
+from stqp.errors import EnvironmentProblem, UsageError
+
+DEVICES = ("auto", "cuda", "mps", "cpu")
+
+
+def pick_device(name: str = "auto") -> str:
+    """Name of the torch device to use.
+
+    Parameters
+    ----------
+    name
+        ``auto`` (CUDA, then MPS, then the CPU), ``cuda`` (also ``cuda:1``), ``mps`` or ``cpu``.
+
+    Raises
+    ------
+    EnvironmentProblem
+        When the device asked for is not there.
+    UsageError
+        When the name is none of these.
+    """
+    if name.split(":")[0] not in DEVICES:
+        raise UsageError(f"expected a device of {', '.join(DEVICES)}, found {name!r}")
+    if name == "cpu":
+        return "cpu"
+    import torch
+
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return "cuda" if cuda else "mps" if mps else "cpu"
+    if name.startswith("cuda"):
+        if not cuda:
+            raise EnvironmentProblem("the device 'cuda' was asked for, but torch finds no CUDA GPU; use --device auto")
+        number = name.partition(":")[2]
+        if number and (not number.isdigit() or int(number) >= torch.cuda.device_count()):
+            raise EnvironmentProblem(
+                f"the device {name!r} was asked for, but torch finds {torch.cuda.device_count()} GPUs"
+            )
+    if name == "mps" and not mps:
+        raise EnvironmentProblem("the device 'mps' was asked for, but torch finds no Apple GPU; use --device auto")
+    return name
