@@ -67,7 +67,9 @@ class Polygons:
 
         geoms = np.asarray(geometries, dtype=object)
         kinds = shapely.get_type_id(geoms)
-        parts, owner = shapely.get_parts(np.where(np.isin(kinds, (3, 6)), geoms, None), return_index=True)
+        usable = geoms.copy()
+        usable[~np.isin(kinds, (3, 6))] = None
+        parts, owner = shapely.get_parts(usable, return_index=True)
         parts = shapely.orient_polygons(parts) if len(parts) else parts
         rings, part_of_ring = shapely.get_rings(parts, return_index=True)
         xy, ring_of_vertex = shapely.get_coordinates(rings, return_index=True)
@@ -156,12 +158,13 @@ class Polygons:
     def area(self) -> Floats:
         """Area of each polygon, (n,), in squared coordinate units."""
         cross, _ = self._cross()
-        return np.abs(np.bincount(self.vertex_owner, cross, len(self))) / 2
+        total: Floats = np.bincount(self.vertex_owner, cross, len(self)).astype(np.float64)
+        return np.abs(total) / 2
 
     def perimeter(self) -> Floats:
         """Length of all rings of each polygon, (n,)."""
         steps = np.linalg.norm(self.coords[self._following()] - self.coords, axis=1)
-        return np.bincount(self.vertex_owner, steps, len(self))
+        return np.bincount(self.vertex_owner, steps, len(self)).astype(np.float64)
 
     def centroid(self) -> Floats:
         """Centre of mass of each polygon, (n, 2); the mean vertex where the area is 0, NaN where empty."""
@@ -197,11 +200,12 @@ class Polygons:
         long = np.repeat(lengths >= 3, lengths)
         usable = np.flatnonzero(lengths >= 3)
         renumber = np.repeat(np.arange(len(usable)), lengths[usable])
-        rings = shapely.polygons(shapely.linearrings(self.coords[long], indices=renumber)) if len(usable) else []
+        rings = np.empty(0, object)
+        if len(usable):
+            rings = np.asarray(shapely.polygons(shapely.linearrings(self.coords[long], indices=renumber)), dtype=object)
         result = np.full(len(self), shapely.Polygon(), dtype=object)
         owner = self.ring_owner[usable]
         single = np.bincount(owner, minlength=len(self))[owner] == 1 if len(owner) else np.empty(0, bool)
-        rings = np.asarray(rings, dtype=object)
         result[owner[single]] = rings[single]
         for index in np.unique(owner[~single]):
             result[index] = shapely.symmetric_difference_all(rings[owner == index])

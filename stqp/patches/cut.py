@@ -14,7 +14,7 @@ from stqp.errors import InputError, UsageError
 from stqp.patches.blocks import Block, boxes_by_source, grid, hold_out
 from stqp.patches.nuclei import OBJECT_KINDS, Nuclei, read_nuclei
 from stqp.patches.store import TRAINING, UNKNOWN_TYPE, VALIDATION, PatchWriter
-from stqp.qupath.project import QuPathProject
+from stqp.qupath.project import ProjectEntry, QuPathProject
 from stqp.record import RunRecord
 from stqp.slides import open_slide
 from stqp.taxonomy import UNKNOWN, ordered
@@ -165,31 +165,11 @@ def _read_sources(projects: Sequence[Path], entries: Sequence[str], objects: str
                 met.add(entry.name)
                 if entries and entry.name not in entries:
                     continue
-                slide_path = entry.image_path
-                with open_slide(slide_path, entry.mpp) as slide:
-                    if slide.mpp is None:
-                        raise InputError(
-                            f"the image {entry.name} of {path} has no µm per pixel; set its pixel size in QuPath's Image tab"
-                        )
-                    nuclei = read_nuclei(entry, slide.mpp, objects)
-                    for reason, number in nuclei.skipped.items():
-                        record.skip(reason, number)
-                    if not len(nuclei.polygons):
-                        record.skip("images without nuclei", 1)
-                        continue
-                    record.add_input(slide_path)
-                    sources.append(
-                        _Source(
-                            path,
-                            entry.name,
-                            entry.id,
-                            slide_path,
-                            slide.mpp,
-                            slide.width,
-                            slide.height,
-                            nuclei,
-                        )
-                    )
+                source = _read_source(path, entry, objects, record)
+                if source is None:
+                    record.skip("images without nuclei", 1)
+                else:
+                    sources.append(source)
     if missing := set(entries) - met:
         raise InputError(f"no project has the image {', '.join(sorted(missing))}; there are {', '.join(sorted(met))}")
     if not sources:
@@ -199,17 +179,31 @@ def _read_sources(projects: Sequence[Path], entries: Sequence[str], objects: str
     return sources
 
 
+def _read_source(path: Path, entry: ProjectEntry, kind: str, record: RunRecord) -> _Source | None:
+    objects = entry.read_objects()
+    if not len(objects):  # its image need not be at hand
+        return None
+    image = entry.image_path
+    with open_slide(image, entry.mpp) as slide:
+        mpp, width, height = slide.mpp, slide.width, slide.height
+    if mpp is None:
+        raise InputError(f"the image {entry.name} of {path} has no µm per pixel; set its pixel size in QuPath")
+    nuclei = read_nuclei(entry, objects, mpp, kind)
+    for reason, number in nuclei.skipped.items():
+        record.skip(reason, number)
+    if not len(nuclei.polygons):
+        return None
+    record.add_input(image)
+    return _Source(path, entry.name, entry.id, image, mpp, width, height, nuclei)
+
+
 def _type_numbers(classes: NDArray[np.object_], names: Sequence[str], record: RunRecord) -> NDArray[np.uint8]:
     numbers = {name: i + 1 for i, name in enumerate(names)}
     result = np.array([numbers.get(str(c), UNKNOWN_TYPE) for c in classes], np.uint8)
     unknown = result == UNKNOWN_TYPE
     labelled = np.array([c != UNKNOWN for c in classes], bool)
-    record.skip("nuclei of other classes (they count as Unknown)", int((unknown & labelled).sum()))
-    if number := int((unknown & ~labelled).sum()):
-        record.count(
-            "nuclei Unknown (for segmentation only)",
-            record.counts.get("nuclei Unknown (for segmentation only)", 0) + number,
-        )  # type: ignore[operator]
+    record.skip("nuclei of other classes from typing (they count as Unknown)", int((unknown & labelled).sum()))
+    record.skip("Unknown nuclei from typing (they train segmentation)", int((unknown & ~labelled).sum()))
     return result
 
 

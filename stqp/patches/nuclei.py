@@ -39,20 +39,22 @@ class Nuclei:
     coverage: Polygons | None = None
 
 
-def read_nuclei(entry: ProjectEntry, mpp: float, kind: str = "auto") -> Nuclei:
+def read_nuclei(entry: ProjectEntry, objects: PathObjects, mpp: float, kind: str = "auto") -> Nuclei:
     """Read the nuclei of a project's image, as they stand after a person's corrections.
 
     Parameters
     ----------
     entry
         The image in the project.
+    objects
+        Its objects.
     mpp
         Its µm per pixel at full resolution.
     kind
         ``annotations``, ``detections``, ``cells``, or ``auto``: the first of annotations, cells and
         detections that holds any nucleus; detections that stqp predicted do not count.
     """
-    nuclei = select_nuclei(entry.read_objects(), mpp, kind)
+    nuclei = select_nuclei(objects, mpp, kind)
     sample = entry.stqp_folder / "sample.json"
     if sample.is_file():
         try:

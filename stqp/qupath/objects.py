@@ -127,7 +127,9 @@ class PathObjects:
             probability=np.full(n, np.nan) if probability is None else np.array(probability, np.float64),
             locked=np.full(n, locked, bool) if np.ndim(locked) == 0 else np.asarray(locked, bool),
             parent=np.full(n, -1, np.int64) if parent is None else np.asarray(parent, np.int64),
-            roi_kind=np.where(np.diff(polygons.geom_offsets) == 1, RoiKind.POLYGON, RoiKind.GEOMETRY).astype(np.uint8),
+            roi_kind=np.where(
+                np.diff(polygons.geom_offsets) == 1, int(RoiKind.POLYGON), int(RoiKind.GEOMETRY)
+            ).astype(np.uint8),
             plane=np.tile(np.array([-1, 0, 0], np.int32), (n, 1)),
             nuclei=nuclei,
             metadata={key: _texts(value, n) for key, value in (metadata or {}).items()},
@@ -211,7 +213,7 @@ class PathObjects:
             colors = {**part.class_colors, **colors}
         nuclei = None
         if any(p.nuclei is not None for p in items):
-            nuclei = Polygons.concatenate(Polygons.empty(len(p)) if p.nuclei is None else p.nuclei for p in items)
+            nuclei = Polygons.concatenate(p.nuclei or Polygons.empty(len(p)) for p in items)
         return PathObjects(
             kind=np.concatenate([p.kind for p in items]),
             polygons=Polygons.concatenate(p.polygons for p in items),
@@ -220,7 +222,9 @@ class PathObjects:
             classes=np.concatenate([p.classes for p in items]),
             probability=np.concatenate([p.probability for p in items]),
             locked=np.concatenate([p.locked for p in items]),
-            parent=np.concatenate([np.where(p.parent >= 0, p.parent + s, -1) for s, p in zip(starts, items, strict=False)]),
+            parent=np.concatenate(
+                [np.where(p.parent >= 0, p.parent + s, -1) for s, p in zip(starts, items, strict=False)]
+            ),
             roi_kind=np.concatenate([p.roi_kind for p in items]),
             plane=np.concatenate([p.plane for p in items]),
             nuclei=nuclei,
@@ -241,7 +245,8 @@ class PathObjects:
         import pandas as pd
 
         kinds = np.array([k.name.lower() for k in ObjectKind], dtype=object)
-        columns = {"id": self.ids, "kind": kinds[self.kind], "class": self.classes, "probability": self.probability}
+        columns = {"id": self.ids, "kind": kinds[self.kind], "class": self.classes}
+        columns["probability"] = self.probability
         return pd.DataFrame({**columns, **self.metadata, **self.measurements})
 
 
@@ -255,12 +260,11 @@ def uuid_texts(raw: NDArray[np.uint8], version: int) -> Objects:
     """Text of UUIDs of the given version from 16 bytes each, (n, 16); `raw` is changed."""
     raw[:, 6] = (raw[:, 6] & 0x0F) | (version << 4)
     raw[:, 8] = (raw[:, 8] & 0x3F) | 0x80
-    digits = raw.tobytes().hex()
-    texts = [
-        f"{digits[i:i + 8]}-{digits[i + 8:i + 12]}-{digits[i + 12:i + 16]}-{digits[i + 16:i + 20]}-{digits[i + 20:i + 32]}"
-        for i in range(0, 32 * len(raw), 32)
-    ]
-    return _texts(texts, len(raw))
+    digits = np.frombuffer(raw.tobytes().hex().encode(), "S1").reshape(len(raw), 32)
+    text = np.full((len(raw), 36), b"-", "S1")
+    for start, stop, dashes in ((0, 8, 0), (8, 12, 1), (12, 16, 2), (16, 20, 3), (20, 32, 4)):
+        text[:, start + dashes : stop + dashes] = digits[:, start:stop]
+    return text.view("S36").reshape(-1).astype("U36").astype(object)
 
 
 def _texts(values: str | Sequence[str | None] | Objects | None, n: int) -> Objects:

@@ -114,10 +114,10 @@ def read_labels(path: str | Path, label_key: str | None = None) -> Labels:
         confidence = _numbers(table[lower[CONFIDENCE_COLUMN]], path, CONFIDENCE_COLUMN)
     label_ids = None
     if NUCLEUS_COLUMN in lower:
-        label_ids = _numbers(table[lower[NUCLEUS_COLUMN]], path, NUCLEUS_COLUMN)
-        if not np.isfinite(label_ids).all():
+        numbers = _numbers(table[lower[NUCLEUS_COLUMN]], path, NUCLEUS_COLUMN)
+        if not np.isfinite(numbers).all():
             raise InputError(f"expected a number in every row of the column {NUCLEUS_COLUMN} of {path}")
-        label_ids = label_ids.astype(np.int64)
+        label_ids = numbers.astype(np.int64)
     return Labels(_ids(table[key]), _clean(table[value]), confidence, label_ids, path, (key, value))
 
 
@@ -261,6 +261,8 @@ def _table(path: Path) -> dict[str, Any]:
         raise InputError(
             f"the labels {path} cannot be read as a table ({error}); expected csv, tsv or parquet"
         ) from error
+    if not isinstance(frame.index, pd.RangeIndex):  # R writes row names without a header
+        frame = frame.reset_index()
     return {str(name): frame.iloc[:, i].to_numpy(dtype=object) for i, name in enumerate(frame.columns)}
 
 

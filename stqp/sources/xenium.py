@@ -160,10 +160,10 @@ class XeniumBundle:
     def sample_id(self) -> str:
         """A name of the region that stays the same from one reading to the next."""
         if self.path.resolve().name.startswith("output-"):  # instrument, slide, region and time
-            return _slug(self.path.resolve().name.removeprefix("output-"))
+            return slug(self.path.resolve().name.removeprefix("output-"))
         parts = [self.experiment.get(key) for key in ("slide_id", "run_name", "region_name")]
         named = [str(part) for part in parts if part and part != "N/A"]
-        return _slug("-".join(named) or self.path.resolve().name)
+        return slug("-".join(named) or self.path.resolve().name)
 
     @property
     def name(self) -> str:
@@ -354,7 +354,7 @@ def _pixel_size(file: Path, experiment: dict[str, Any]) -> float:
     return float(value)
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
     """Text as it can stand in an id or a file name."""
     return re.sub(r"[^0-9A-Za-z._-]+", "_", text).strip("_.-") or "sample"
 

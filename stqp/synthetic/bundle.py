@@ -64,9 +64,7 @@ def make_cells(rng: np.random.Generator, nuclei: Nuclei, tissue: Tissue, covered
     # neighbours of one large class fuse into a cell of two nuclei
     large = np.flatnonzero(inside & (nuclei.kind == "Neoplastic"))
     pairs = (
-        cKDTree(nuclei.center[large]).query_pairs(16.0, output_type="ndarray")
-        if len(large)
-        else np.empty((0, 2), int)
+        cKDTree(nuclei.center[large]).query_pairs(16.0, output_type="ndarray") if len(large) else np.empty((0, 2), int)
     )
     pairs = large[pairs][
         shapely.distance(geometry[large[pairs[:, 0]]], geometry[large[pairs[:, 1]]]) < CLUSTER_PARTNER_UM
@@ -132,11 +130,7 @@ def write_bundle(
     feature_type = np.array(counts.feature_types)
 
     def total(kind: str) -> NDArray[np.int64]:
-        return (
-            np.asarray(counts.matrix[:, np.flatnonzero(feature_type == kind)].sum(axis=1))
-            .ravel()
-            .astype(np.int64)
-        )
+        return np.asarray(counts.matrix[:, np.flatnonzero(feature_type == kind)].sum(axis=1)).ravel().astype(np.int64)
 
     table = pa.table(
         {
@@ -185,9 +179,7 @@ def _boundaries(polygons: Polygons, ids: NDArray[np.str_]) -> Any:
     lengths = np.diff(polygons.ring_offsets)
     owner = np.repeat(polygons.ring_owner, lengths + 1)
     stops = np.cumsum(lengths + 1)
-    xy = np.insert(
-        polygons.coords, polygons.ring_offsets[1:], polygons.coords[polygons.ring_offsets[:-1]], axis=0
-    )
+    xy = np.insert(polygons.coords, polygons.ring_offsets[1:], polygons.coords[polygons.ring_offsets[:-1]], axis=0)
     assert len(xy) == stops[-1]
     return pa.table(
         {

@@ -78,9 +78,7 @@ def draw(
     return _develop(rng, hematoxylin, eosin, mpp, stain), instances
 
 
-def _background(
-    rng: np.random.Generator, tissue: Tissue, shape: tuple[int, int], mpp: float
-) -> tuple[Image, Image]:
+def _background(rng: np.random.Generator, tissue: Tissue, shape: tuple[int, int], mpp: float) -> tuple[Image, Image]:
     """Stroma, cytoplasm, lumina and glass, without nuclei."""
     import cv2
 
@@ -91,9 +89,7 @@ def _background(
         matrix = np.array([[grow, 0, 0], [0, grow, 0]])
         field = np.ascontiguousarray(coarse, dtype=np.float32)
         return np.asarray(
-            cv2.warpAffine(
-                field, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-            )
+            cv2.warpAffine(field, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         )
 
     ragged = grf(rng, shape, 1.2 / mpp)
@@ -123,9 +119,7 @@ def _background(
     return hematoxylin.astype(np.float32), eosin.astype(np.float32)
 
 
-def _cytoplasm(
-    rng: np.random.Generator, nuclei: Nuclei, hematoxylin: Image, eosin: Image, mpp: float
-) -> None:
+def _cytoplasm(rng: np.random.Generator, nuclei: Nuclei, hematoxylin: Image, eosin: Image, mpp: float) -> None:
     """Shrunken, hypereosinophilic bodies of dead cells and the cleft around them."""
     dead = np.flatnonzero(nuclei.kind == "Dead")
     nucleus = nuclei.polygons.take(dead)
@@ -172,9 +166,7 @@ def _nuclei(
         body[of] = np.clip(rng.normal(*chromatin.body, number), 0.3, 2.2)
         rim[of], pale[of], clumps[of] = chromatin.rim, chromatin.pale, chromatin.clumps
         pink[of] = chromatin.eosin
-    texture = (0.6 * grf(rng, instances.shape, 0.45 / mpp) + 0.8 * grf(rng, instances.shape, 0.9 / mpp))[
-        inside
-    ]
+    texture = (0.6 * grf(rng, instances.shape, 0.45 / mpp) + 0.8 * grf(rng, instances.shape, 0.9 / mpp))[inside]
     tone = body[who] * (1 - pale[who] * np.clip(depth / 2.0 - 0.2, 0, 1))
     tone += rim[who] * np.exp(-depth / 0.35) + clumps[who] * texture
     spots = np.zeros(instances.shape, np.float32)
@@ -190,9 +182,7 @@ def _nuclei(
     eosin[inside] = pink[who] + 0.35 * spots[inside]
 
 
-def _develop(
-    rng: np.random.Generator, hematoxylin: Image, eosin: Image, mpp: float, stain: float
-) -> RGBImage:
+def _develop(rng: np.random.Generator, hematoxylin: Image, eosin: Image, mpp: float, stain: float) -> RGBImage:
     """Amounts of stain to light on a camera."""
     import cv2
 
@@ -207,9 +197,7 @@ def _develop(
     h = np.clip(hematoxylin * uneven * strength[0], 0, None)
     e = np.clip(eosin * uneven * strength[1], 0, None)
     for channel in range(3):
-        density = (h * np.float32(vectors[0, channel]) + e * np.float32(vectors[1, channel])) * np.float32(
-            1.05
-        )
+        density = (h * np.float32(vectors[0, channel]) + e * np.float32(vectors[1, channel])) * np.float32(1.05)
         seen = np.float32(light[channel]) * np.exp(-density)
         seen = cv2.GaussianBlur(seen, (0, 0), max(optics, 0.3))
         seen += rng.standard_normal(shape, dtype=np.float32) * np.float32(2.2)

@@ -117,9 +117,7 @@ def gland_radius(cx: float, cy: float, x: Floats, y: Floats) -> Floats:
     """Distance from a gland's centre, bent so that its lumen is a little irregular."""
     theta = np.arctan2(y - cy, x - cx)
     phase = cx + 2 * cy
-    return np.hypot(x - cx, y - cy) / (
-        1 + 0.12 * np.cos(2 * theta + phase) + 0.05 * np.cos(3 * theta - phase)
-    )
+    return np.hypot(x - cx, y - cy) / (1 + 0.12 * np.cos(2 * theta + phase) + 0.05 * np.cos(3 * theta - phase))
 
 
 def make_nuclei(rng: np.random.Generator, tissue: Tissue, margin_um: float = 0.5) -> Nuclei:
@@ -158,7 +156,7 @@ def make_nuclei(rng: np.random.Generator, tissue: Tissue, margin_um: float = 0.5
         xy = xy[tissue.at(tissue.region, xy) == region]
         angle = rng.uniform(0, np.pi, len(xy))
         if kind == "Connective":  # along the fibres
-            gx, gy = tissue.at(slope_x, xy), tissue.at(slope_y, xy)
+            gx, gy = (tissue.at(np.asarray(slope), xy) for slope in (slope_x, slope_y))
             angle = np.arctan2(gx, -gy).astype(np.float64) + rng.normal(0, 0.15, len(xy))
         scattered = kind == "Inflammatory" and region != FOLLICLE
         add(xy, kind, angle, 2 if scattered else 3)

@@ -161,9 +161,7 @@ def write_pyramid(path: Path, image: RGBImage, mpp: float) -> None:
     levels = [image]
     while max(levels[-1].shape[:2]) > 512:
         h, w = levels[-1].shape[:2]
-        levels.append(
-            np.asarray(cv2.resize(levels[-1], ((w + 1) // 2, (h + 1) // 2), interpolation=cv2.INTER_AREA))
-        )
+        levels.append(np.asarray(cv2.resize(levels[-1], ((w + 1) // 2, (h + 1) // 2), interpolation=cv2.INTER_AREA)))
     options = {
         "photometric": "rgb",
         "tile": (256, 256),

@@ -17,6 +17,8 @@ from torch.nn import functional
 
 MARGIN = 46
 """Pixels that the output lacks on each side of the input, as in HoVer-Net's `fast` mode."""
+RIM = 16
+"""Pixels on each side of the input that training leaves out; what padding blurs more than a little."""
 
 
 def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:

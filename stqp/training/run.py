@@ -176,6 +176,7 @@ def _fit(
     from stqp.patches.store import TRAINING, VALIDATION
     from stqp.training.callbacks import Metrics, Report, Resumable
     from stqp.training.data import EndlessSampler, TrainingCrops
+    from stqp.training.lite import RIM, LiteLayers
     from stqp.training.manifest import write_manifest
     from stqp.training.module import HoVerNetModule
     from stqp.training.validation import score_network
@@ -188,7 +189,7 @@ def _fit(
     initialize(network)
     parameters, gflop = cost(network, arch.input_size)
     held = np.flatnonzero(patches.side == VALIDATION)
-    margin = 16 if hasattr(network, "features") else arch.margin
+    margin = RIM if isinstance(network, LiteLayers) else arch.margin
     crops = TrainingCrops(patches, np.flatnonzero(patches.side == TRAINING), arch.input_size, margin, settings.seed)
     if not len(crops):
         raise InputError(f"no patches are left for training in {patches.path}; use a smaller --block or --validation 0")

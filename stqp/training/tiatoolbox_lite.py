@@ -8,7 +8,7 @@ from tiatoolbox.models.models_abc import ModelABC
 from stqp.training.lite import LiteLayers
 
 
-class HoVerNetLite(LiteLayers, HoVerNet):  # type: ignore[misc]
+class HoVerNetLite(LiteLayers, HoVerNet):
     """The narrow member of the family; everything but layers and forward pass is TIAToolbox's own.
 
     Parameters
