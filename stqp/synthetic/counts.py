@@ -92,10 +92,10 @@ def make_counts(rng: np.random.Generator, fine: NDArray[np.str_], size: NDArray[
     profile = np.zeros((len(kinds), len(genes)))
     base = rng.gamma(1.2, 0.006, len(genes))
     base[[column[g] for g in HOUSEKEEPING]] = rng.gamma(2.0, 0.9, len(HOUSEKEEPING))
-    for row, kind in enumerate(kinds[:-1]):
-        profile[row] = base
+    for i, kind in enumerate(kinds[:-1]):
+        profile[i] = base
         strong = [column[g] for g in FINE_TYPES[kind][2]]
-        profile[row, strong] += rng.gamma(4.0, 1.1, len(strong))
+        profile[i, strong] += rng.gamma(4.0, 1.1, len(strong))
     profile[-1] = profile[:-1].mean(axis=0)
     profile /= profile.sum(axis=1, keepdims=True)
     row = np.array([kinds.index(str(f)) for f in fine], dtype=np.int64)

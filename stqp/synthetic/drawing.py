@@ -171,8 +171,7 @@ def _nuclei(
     tone += rim[who] * np.exp(-depth / 0.35) + clumps[who] * texture
     spots = np.zeros(instances.shape, np.float32)
     neoplastic = np.flatnonzero(nuclei.kind == "Neoplastic")
-    number = rng.integers(1, 4, len(neoplastic))
-    owner = np.repeat(neoplastic, number)
+    owner = np.repeat(neoplastic, rng.integers(1, 4, len(neoplastic)))
     away = nuclei.major[owner] * np.sqrt(rng.random(len(owner))) * 0.42
     theta = rng.uniform(0, 2 * np.pi, len(owner))
     at = (nuclei.center[owner] + np.c_[away * np.cos(theta), away * np.sin(theta)]) / mpp

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +59,7 @@ class Tissue:
     potential: Floats
     glands: Floats
 
-    def at(self, array: NDArray[np.generic], xy: Floats) -> NDArray[np.generic]:
+    def at(self, array: NDArray[Any], xy: Floats) -> NDArray[Any]:
         """Values of a coarse map at points in µm."""
         i = np.clip((xy[:, 1] / GRID_UM).astype(int), 0, array.shape[0] - 1)
         j = np.clip((xy[:, 0] / GRID_UM).astype(int), 0, array.shape[1] - 1)
@@ -123,6 +124,7 @@ def gland_radius(cx: float, cy: float, x: Floats, y: Floats) -> Floats:
 def make_nuclei(rng: np.random.Generator, tissue: Tissue, margin_um: float = 0.5) -> Nuclei:
     """Fill the tissue with nuclei; each is whole within the image."""
     slope_y, slope_x = np.gradient(tissue.potential)
+    fibres = np.arctan2(slope_x, -np.asarray(slope_y))
     spots, kinds, angles, ranks = [], [], [], []
 
     def add(xy: Floats, kind: str, angle: Floats, rank: float) -> None:
@@ -156,8 +158,8 @@ def make_nuclei(rng: np.random.Generator, tissue: Tissue, margin_um: float = 0.5
         xy = xy[tissue.at(tissue.region, xy) == region]
         angle = rng.uniform(0, np.pi, len(xy))
         if kind == "Connective":  # along the fibres
-            gx, gy = (tissue.at(np.asarray(slope), xy) for slope in (slope_x, slope_y))
-            angle = np.arctan2(gx, -gy).astype(np.float64) + rng.normal(0, 0.15, len(xy))
+            along = tissue.at(fibres, xy)
+            angle = along + rng.normal(0, 0.15, len(xy))
         scattered = kind == "Inflammatory" and region != FOLLICLE
         add(xy, kind, angle, 2 if scattered else 3)
     center, kind_of = np.concatenate(spots), np.concatenate(kinds)

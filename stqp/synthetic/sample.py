@@ -108,8 +108,8 @@ def make_sample(
     cells = bundle.make_cells(rng, nuclei, tissue, covered)
     fine = counts.choose_fine_types(rng, cells.kind)
     expression = counts.make_counts(rng, fine, cells.size)
-    labels = np.where(rng.random(len(fine)) < 0.01, counts.UNASSIGNED, fine)
-    labels = np.where(fine == "", counts.UNASSIGNED, labels)
+    labels = fine.copy()
+    labels[rng.choice(len(fine), max(2, len(fine) // 100), replace=False)] = counts.UNASSIGNED
 
     sample = SyntheticSample(
         folder=folder,

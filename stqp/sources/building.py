@@ -1,0 +1,207 @@
+"""From a Xenium run, its H&E and labels to a spatial sample; nothing is written here."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stqp.alignment import Alignment, read_alignment
+from stqp.errors import InputError, UsageError
+from stqp.polygons import Polygons
+from stqp.record import RunRecord
+from stqp.sample import CellTable, NucleusTable, SpatialSample
+from stqp.slides import open_slide
+from stqp.sources.labels import assign, read_labels, to_classes
+from stqp.sources.xenium import Outlines, XeniumBundle, XeniumCells, slug
+from stqp.taxonomy import UNKNOWN, read_class_map
+
+logger = logging.getLogger(__name__)
+
+
+def read_xenium_sample(
+    outs: str | Path,
+    he: str | Path,
+    alignment: str | Path,
+    labels: str | Path | None = None,
+    label_key: str | None = None,
+    class_map: str | Path | None = None,
+    name: str | None = None,
+    mpp: float | None = None,
+    record: RunRecord | None = None,
+) -> SpatialSample:
+    """Read a sample.
+
+    Parameters
+    ----------
+    outs
+        The Xenium output folder.
+    he
+        The H&E image.
+    alignment
+        csv of a 3x3 matrix or of keypoints, or ``identity``.
+    labels, label_key
+        See `stqp.sources.labels.read_labels`.
+    class_map
+        csv: label, class.
+    name
+        Of the sample; the region's own when None.
+    mpp
+        µm per pixel of the H&E, in place of what the file says.
+    record
+        Takes the counts, what was skipped and the warnings.
+
+    Raises
+    ------
+    InputError
+        When a file is missing, broken, or does not belong to the others.
+    UsageError
+        When arguments do not go together.
+    """
+    record = record or RunRecord("read-xenium", {})
+    if labels is None and (label_key is not None or class_map is not None):
+        raise UsageError("--label-key and --class-map say how to read labels; give --labels, too")
+    if mpp is not None and not 0 < mpp < 100:
+        raise UsageError(f"expected µm per pixel between 0 and 100, found {mpp:g}")
+    bundle = XeniumBundle.open(outs)
+    aligned = read_alignment(alignment)
+    mapping = None if class_map is None else read_class_map(Path(class_map))
+    he = Path(he)
+    with open_slide(he, mpp) as slide:
+        size, slide_mpp = (slide.width, slide.height), slide.mpp
+    agreed = aligned.mpp(bundle.pixel_size, slide_mpp, he)
+    for warning in aligned.warnings():
+        record.warn(warning)
+    if slide_mpp is None:
+        record.warn(f"{he} does not state its pixel size; took {agreed:.4f} µm from the alignment")
+    if bundle.version_numbers[:1] > (4,):
+        record.warn(f"the run was made by {bundle.version}, newer than any that stqp was tried on")
+    given = None if labels is None else read_labels(labels, label_key)
+
+    cells = bundle.read_cells()
+    nuclei = bundle.read_nuclei(cells.ids)
+    outlines = bundle.read_cell_outlines(cells.ids)
+    counts = bundle.read_counts(cells.ids)
+    to_he = aligned.um_to_he(bundle.pixel_size)
+    coverage = [_covered(nuclei, outlines, cells).transform(to_he).coords]
+    polygons = nuclei.polygons.transform(to_he)
+    inside = _inside(polygons, size)
+    if not inside.any():
+        raise InputError(_all_outside(aligned, polygons, he, size))
+    for skipped in (nuclei.skipped, counts.skipped):
+        for reason, number in skipped.items():
+            record.skip(reason, number)
+    record.skip("nuclei outside of the image", int((~inside).sum()))
+    kept = np.flatnonzero(inside)
+    of_cell = nuclei.cell[kept]
+    transcripts = np.asarray(counts.matrix.sum(axis=1)).ravel().astype(np.int64)
+
+    cell_labels, nucleus_labels = np.full(len(cells.ids), None, object), np.full(len(kept), None, object)
+    confidence = np.full(len(kept), np.nan)
+    if given is not None:
+        assigned = assign(given, cells.ids, of_cell, nuclei.label_id[kept])
+        cell_labels, nucleus_labels, confidence = assigned.cells, assigned.nuclei, assigned.confidence
+        for reason, number in assigned.skipped.items():
+            record.skip(reason, number)
+    classes, lacking = to_classes(nucleus_labels, mapping)
+    cell_classes, _ = to_classes(cell_labels, mapping)
+    for label, number in lacking.items():
+        record.skip(f"nuclei with the label {label!r} that the class map lacks (now Unknown)", number)
+    n_nuclei = np.bincount(of_cell, minlength=len(cells.ids)).astype(np.int64)
+
+    record.count("run", f"Xenium, {bundle.version}, pixel {bundle.pixel_size:g} µm")
+    record.count("slide", f"{he.name}, {size[0]} x {size[1]} px at {agreed:.4g} µm")
+    if len(aligned.residuals):
+        residuals = aligned.residuals * bundle.pixel_size
+        record.count("keypoints", len(residuals))
+        record.count("keypoint residual, µm", f"{np.sqrt((residuals**2).mean()):.2f} (largest {residuals.max():.2f})")
+        record.results["keypoint_residuals_um"] = residuals
+    record.count("cells", len(cells.ids))
+    record.count("genes", len(counts.genes))
+    record.count("transcripts", int(transcripts.sum()))
+    record.count("control counts", int(counts.controls.sum()))
+    record.count("nuclei", len(kept))
+    record.count("cells without a nucleus", int((n_nuclei == 0).sum()))
+    record.count("cells with several nuclei", int((n_nuclei > 1).sum()))
+    if given is not None:
+        unlabelled = int(sum(label is None for label in nucleus_labels.tolist()))
+        if unlabelled:
+            record.count("nuclei without a label (Unknown)", unlabelled)
+    if given is None:
+        record.warn(f"no labels were given, so every nucleus is {UNKNOWN}")
+    for path in [*bundle.files_read, he, *(Path(p) for p in (labels, class_map) if p is not None)]:
+        record.add_input(path)
+    if aligned.source != "identity":
+        record.add_input(Path(alignment))
+
+    return SpatialSample(
+        id=slug(name) if name else bundle.sample_id,
+        name=name or bundle.name,
+        source=f"Xenium {bundle.version}",
+        slide=he.resolve(),
+        size=size,
+        mpp=agreed,
+        alignment=aligned.matrix,
+        to_he=to_he,
+        coverage=coverage,
+        nuclei=NucleusTable(
+            polygons=polygons.take(kept),
+            cell=of_cell,
+            cell_id=cells.ids[of_cell],
+            position=nuclei.position[kept],
+            area=nuclei.polygons.area()[kept],
+            transcripts=transcripts[of_cell],
+            labels=nucleus_labels,
+            classes=classes,
+            confidence=confidence,
+        ),
+        cells=CellTable(
+            ids=cells.ids,
+            center=cells.center @ to_he[:2, :2].T + to_he[:2, 2],
+            transcripts=transcripts,
+            controls=counts.controls,
+            n_nuclei=n_nuclei,
+            area=cells.area,
+            labels=cell_labels,
+            classes=cell_classes,
+            polygons=None if outlines is None else _by_cell(outlines, len(cells.ids)).transform(to_he),
+        ),
+        counts=counts.matrix,
+        genes=counts.genes,
+        gene_ids=counts.gene_ids,
+    )
+
+
+def _covered(nuclei: Outlines, outlines: Outlines | None, cells: XeniumCells) -> Polygons:
+    """Rectangle, in the run's µm, around everything that the run segmented."""
+    points = [nuclei.polygons.coords, cells.center[np.isfinite(cells.center).all(axis=1)]]
+    if outlines is not None:
+        points.append(outlines.polygons.coords)
+    xy = np.concatenate(points)
+    (x0, y0), (x1, y1) = xy.min(axis=0), xy.max(axis=0)
+    return Polygons.from_rings([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], [0, 4])
+
+
+def _inside(polygons: Polygons, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Whether the centre of each polygon is on the image."""
+    center = polygons.centroid()
+    return np.asarray(((center >= 0) & (center < np.array(size))).all(axis=1))
+
+
+def _all_outside(aligned: Alignment, polygons: Polygons, he: Path, size: tuple[int, int]) -> str:
+    (x0, y0), (x1, y1) = polygons.coords.min(axis=0), polygons.coords.max(axis=0)
+    return (
+        f"all {len(polygons)} nuclei lie outside of {he} ({size[0]} x {size[1]} px): the alignment {aligned.source} "
+        f"puts them at x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} px; likely it is inverted or of another image"
+    )
+
+
+def _by_cell(outlines: Outlines, cells: int) -> Polygons:
+    """First outline of each cell, empty where it has none."""
+    first = np.flatnonzero(outlines.position == 0)
+    ordered = outlines.polygons.take(first[np.argsort(outlines.cell[first], kind="stable")])
+    rings = np.zeros(cells, np.int64)
+    rings[outlines.cell[first]] = 1
+    return Polygons(ordered.coords, ordered.ring_offsets, np.r_[0, np.cumsum(rings)].astype(np.int64))

@@ -1,0 +1,158 @@
+import hashlib
+import time
+
+import h5py
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from support import best_iou
+
+from stqp.errors import UsageError
+from stqp.polygons import Polygons
+from stqp.slides import open_slide
+from stqp.synthetic import make_sample
+from stqp.synthetic.bundle import cell_id
+from stqp.synthetic.counts import FINE_TYPES
+from stqp.taxonomy import VISUAL_CLASSES, read_class_map
+
+
+def outlines(sample, stem="nucleus_boundaries"):
+    """Polygons in H&E px, by a plain loop."""
+    table = pq.read_table(sample.outs / f"{stem}.parquet").to_pydict()
+    rings = {}
+    for x, y, label in zip(table["vertex_x"], table["vertex_y"], table["label_id"], strict=True):
+        rings.setdefault(label, []).append((x, y))
+    matrix = np.loadtxt(sample.alignment, delimiter=",")
+    xy = np.concatenate([np.array(r) for r in rings.values()])
+    polygons = Polygons.from_rings(xy, np.r_[0, np.cumsum([len(r) for r in rings.values()])])
+    return polygons.transform(np.linalg.inv(matrix) @ np.diag([1 / 0.2125, 1 / 0.2125, 1]))
+
+
+def test_outlines_lie_on_the_instances_to_the_pixel(sample):
+    inst = np.load(sample.instances)["inst"]
+    assert inst.shape == sample.size[::-1]
+    polygons = outlines(sample)
+    assert len(polygons) == sample.n_nuclei
+    iou = best_iou(polygons, inst)
+    assert np.median(iou) > 0.99
+    assert (iou > 0.8).mean() > 0.99
+    assert np.median(best_iou(polygons.shift(0.5, 0.5), inst)) < 0.97  # the measure notices half a pixel
+
+
+def test_slide_is_a_pyramid_with_its_pixel_size(sample):
+    with open_slide(sample.he) as slide:
+        assert (slide.width, slide.height) == sample.size
+        assert slide.mpp == pytest.approx(sample.mpp)
+        assert len(slide.downsamples) == 2
+
+
+def test_nuclei_look_like_their_classes(sample):
+    truth = pq.read_table(sample.nuclei).to_pandas()
+    data = np.load(sample.instances)
+    inst, types = data["inst"], data["types"]
+    with open_slide(sample.he) as slide:
+        image = slide.read_level(0, 0, 0, slide.width, slide.height)
+    area = np.bincount(inst.ravel())[1:] * sample.mpp**2
+    dark = 255 - np.bincount(inst.ravel(), image[..., 0].ravel())[1:] / np.bincount(inst.ravel())[1:]
+    names = {c.id: c.name for c in VISUAL_CLASSES}
+    assert [names[t] for t in types] == truth["class"].tolist()
+    by = {name: (np.median(area[types == i]), np.median(dark[types == i])) for i, name in names.items()}
+    assert by["Neoplastic"][0] > 1.4 * by["Epithelial"][0] > 1.4 * by["Inflammatory"][0] > by["Dead"][0]
+    assert by["Dead"][1] > by["Inflammatory"][1] > by["Epithelial"][1] > by["Neoplastic"][1]
+    background = 255 - np.median(image[..., 0][inst == 0])
+    assert background < min(darkness for _, darkness in by.values()) - 40
+
+
+def test_bundle_holds_what_is_hard_about_xenium(sample):
+    cells = pq.read_table(sample.outs / "cells.parquet").to_pandas()
+    nuclei = pq.read_table(sample.outs / "nucleus_boundaries.parquet").to_pandas()
+    assert len(cells) == sample.n_cells
+    per_cell = nuclei.groupby("cell_id")["label_id"].nunique()
+    assert (per_cell == 2).sum() >= 2
+    assert (~cells.cell_id.isin(per_cell.index)).sum() >= 3
+    assert cells.nucleus_area.isna().sum() == (cells.nucleus_count == 0).sum() >= 3
+    first = nuclei.groupby("label_id").first()
+    last = nuclei.groupby("label_id").last()
+    assert (first.vertex_x == last.vertex_x).all() and (nuclei.groupby("label_id").size() == 25).all()
+    with h5py.File(sample.outs / "cell_feature_matrix.h5") as file:
+        kinds = file["matrix/features/feature_type"][:].astype(str)
+        assert len(file["matrix/indptr"][:]) == sample.n_cells + 1
+        assert file["matrix/data"][:].sum() == cells.total_counts.sum()
+    assert (kinds == "Gene Expression").sum() > 80 and len(set(kinds)) == 4
+
+
+def test_markers_tell_the_fine_types(sample):
+    import pandas as pd
+    from scipy import sparse
+
+    truth = pq.read_table(sample.nuclei).to_pandas().drop_duplicates("cell_id").set_index("cell_id")
+    with h5py.File(sample.outs / "cell_feature_matrix.h5") as file:
+        group = file["matrix"]
+        shape = group["shape"][:]
+        counts = sparse.csr_matrix(
+            (group["data"][:], group["indices"][:], group["indptr"][:]), shape=(shape[1], shape[0])
+        )
+        names = group["features/name"][:].astype(str)
+        ids = group["barcodes"][:].astype(str)
+    frame = pd.DataFrame(counts.toarray(), index=ids, columns=names).loc[truth.index]
+    mean = frame.groupby(truth.fine).mean()
+    for kind, (_, _, markers) in FINE_TYPES.items():
+        if kind in mean.index and (truth.fine == kind).sum() > 10:
+            score = mean.loc[kind, list(markers)].sum() / mean.loc[kind].sum()
+            assert score > 1.5 * mean.drop(kind)[list(markers)].sum(axis=1).mean() / mean.drop(kind).sum(axis=1).mean()
+
+
+def test_labels_and_class_map_give_the_truth(sample):
+    import pandas as pd
+
+    truth = pq.read_table(sample.nuclei).to_pandas()
+    mapping = read_class_map(sample.class_map)
+    labels = pd.read_csv(sample.labels).set_index("cell_id")["label"]
+    given = truth.cell_id.map(labels)
+    named = given != "unassigned"
+    assert 0.95 < named.mean() < 1
+    assert (given[named] == truth.fine[named]).all()
+    assert (given[named].map(mapping) == truth["class"][named]).all()
+
+
+def test_same_seed_same_files(tmp_path):
+    def digest(sample):
+        pixels = open_slide(sample.he).read_level(0, 0, 0, *sample.size).tobytes()  # the TIFF holds a random UUID
+        whole = sample.nuclei.read_bytes() + sample.labels.read_bytes()
+        whole += (sample.outs / "nucleus_boundaries.parquet").read_bytes()
+        return hashlib.sha256(pixels + whole).hexdigest()
+
+    samples = [make_sample(tmp_path / str(i), seed=s, size=(301, 257)) for i, s in enumerate((3, 3, 4))]
+    first, again, other = map(digest, samples)
+    assert first == again != other
+
+
+def test_part_of_the_slide_can_lie_outside_of_the_run(tmp_path):
+    sample = make_sample(tmp_path, seed=1, size=(800, 600), covered=0.6)
+    truth = pq.read_table(sample.nuclei).to_pandas()
+    assert 0 < truth.covered.sum() == sample.n_nuclei < len(truth)
+    assert truth.he_x[truth.covered].max() < 0.6 * 800 < truth.he_x[~truth.covered].max()
+    assert outlines(sample).coords[:, 0].max() < 0.6 * 800
+    assert outlines(sample, "cell_boundaries").coords[:, 0].max() < 0.6 * 800 + 0.01
+
+
+@pytest.mark.parametrize("wrong", [{"size": (100, 400)}, {"covered": 0}, {"mpp": 0}])
+def test_impossible_samples_are_refused(tmp_path, wrong):
+    with pytest.raises(UsageError, match="256x256"):
+        make_sample(tmp_path, **wrong)
+
+
+def test_default_size_is_quick_and_full(tmp_path):
+    start = time.perf_counter()
+    sample = make_sample(tmp_path)
+    assert time.perf_counter() - start < 10
+    assert 1500 <= sample.n_nuclei <= 2500
+
+
+def test_cell_ids_are_written_as_the_instrument_does():
+    def slow(number):
+        digits = f"{number:08x}"
+        return "".join(chr(ord("a") + int(d, 16)) for d in digits) + "-1"
+
+    numbers = np.array([0, 1, 15, 16, 255, 2**31, 2**32 - 1], np.uint32)
+    assert cell_id(numbers).tolist() == [slow(int(n)) for n in numbers]
