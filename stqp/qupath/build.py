@@ -1,0 +1,204 @@
+"""From columns to the nodes of a .qpdata stream, one object after the other."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stqp.errors import UsageError
+from stqp.polygons import Polygons
+from stqp.qupath.decode import ELLIPSE_VERTICES, ellipse
+from stqp.qupath.javastream import NULL, Array, Block, Instance, Text, encode
+from stqp.qupath.layout import (
+    DEFAULT_LIST,
+    ELLIPSE,
+    FLOAT_LIST,
+    ID_KEY,
+    KIND_CLASSES,
+    MEASUREMENT,
+    POLYGON,
+    RECTANGLE,
+    WKB,
+    Vocabulary,
+)
+from stqp.qupath.objects import ObjectKind, Objects, PathObjects, RoiKind
+
+_SHARED_AT_MOST = 256
+_PATTERNS_AT_MOST = 32
+
+
+def factorize(values: Iterable[Any]) -> tuple[NDArray[np.int64], list[Any]]:
+    """Codes and distinct values, in order of first use."""
+    seen: dict[Any, int] = {}
+    codes = np.array([seen.setdefault(v, len(seen)) for v in values], dtype=np.int64)
+    return codes, list(seen)
+
+
+class Plan:
+    """What is decided about new objects before any is written.
+
+    Attributes
+    ----------
+    class_codes, class_texts
+        QuPath class of each object.
+    shared : dict of (codes, texts)
+        Metadata with few values, which objects refer to; None is absent.
+    pattern_codes, patterns
+        Which measurements each object has.
+    has_nucleus : bool (n,)
+
+    Raises
+    ------
+    UsageError
+        When an object cannot be written so that QuPath reads it.
+    """
+
+    def __init__(self, objects: PathObjects, vocabulary: Vocabulary):
+        objects.check()
+        _check(objects)
+        self.objects = objects
+        self.vocabulary = vocabulary
+        n = len(objects)
+        self.class_codes, self.class_texts = factorize(objects.classes.tolist())
+        self.shared: dict[str, tuple[NDArray[np.int64], list[str | None]]] = {}
+        self.own: dict[str, Objects] = {}
+        for key, column in objects.metadata.items():
+            codes, texts = factorize(column.tolist())
+            if len(texts) <= _SHARED_AT_MOST and len(texts) < max(n // 2, 2):
+                self.shared[key] = (codes, texts)
+            else:
+                self.own[key] = column
+        self.measurement_names = list(objects.measurements)
+        present = np.array([~np.isnan(v) for v in objects.measurements.values()]).reshape(-1, n).T
+        # which kinds have which columns matters for lists, not every missing value
+        rows, codes = np.unique(present, axis=0, return_inverse=True) if n else (present, np.zeros(0, int))
+        if len(rows) > _PATTERNS_AT_MOST:
+            group, kinds = factorize(objects.kind.tolist())
+            rows = np.array([present[group == g].any(axis=0) for g in range(len(kinds))])
+            codes = group
+        self.pattern_codes: NDArray[np.int64] = np.asarray(codes, np.int64).reshape(-1)
+        self.patterns = [np.flatnonzero(row) for row in rows]
+        empty = np.zeros(n, bool)
+        self.has_nucleus = empty if objects.nuclei is None else np.diff(objects.nuclei.geom_offsets) > 0
+        self.has_nucleus = self.has_nucleus & (objects.kind == ObjectKind.CELL)
+
+    def node(self, index: int, children: list[Any], n_children: int) -> Instance:
+        """Make the node of one object."""
+        o, v = self.objects, self.vocabulary
+        kind = ObjectKind(int(o.kind[index]))
+        pairs: list[tuple[str, Any]] = []
+        for key, (codes, texts) in self.shared.items():
+            text = texts[codes[index]]
+            if text is not None:
+                pairs.append((key, v.text(text)))
+        for key, column in self.own.items():
+            if column[index] is not None:
+                pairs.append((key, Text(encode(column[index]))))
+        pairs.append((ID_KEY, Text(encode(o.ids[index]))))
+        path_class = o.classes[index]
+        contents = [
+            NULL if o.names[index] is None else Text(encode(o.names[index])),
+            NULL,
+            v.metadata(pairs),
+            self._measurements(index, kind),
+            Block(struct.pack(">i", n_children)),
+            *children,
+            v.boolean(bool(o.locked[index])),
+            NULL if path_class is None else v.path_class(path_class, o.class_colors),
+            roi_node(v, o.polygons, index, RoiKind(int(o.roi_kind[index])), o.plane[index].tolist()),
+            Block(struct.pack(">d", o.probability[index])),
+        ]
+        if kind == ObjectKind.CELL:
+            nucleus: Any = NULL
+            if self.has_nucleus[index] and o.nuclei is not None:
+                nucleus = roi_node(v, o.nuclei, index, RoiKind.POLYGON, o.plane[index].tolist())
+            contents.append(nucleus)
+        return Instance(v.desc(KIND_CLASSES[kind]), contents)
+
+    def _measurements(self, index: int, kind: ObjectKind) -> Any:
+        v = self.vocabulary
+        chosen = [self.measurement_names[i] for i in self.patterns[self.pattern_codes[index]]]
+        if not chosen:
+            return NULL
+        values = [float(self.objects.measurements[name][index]) for name in chosen]
+        if kind == ObjectKind.ANNOTATION:
+            items: list[Any] = [
+                v.serial(MEASUREMENT, struct.pack(">d", value), [v.text(name)])
+                for name, value in zip(chosen, values, strict=True)
+            ]
+            return v.serial(DEFAULT_LIST, b"", [v.array_list(items)])
+        index_map, names = v.names(tuple(chosen))
+        array = Array(v.desc("[F"), np.array(values, ">f4").tobytes())
+        return Instance(v.desc(FLOAT_LIST), [(b"\x01", [index_map, names], None), (b"", [array], None)])
+
+
+def roi_node(v: Vocabulary, polygons: Polygons, index: int, kind: RoiKind, plane: list[int]) -> Instance:
+    """Make the node of a region; a rectangle or ellipse that is none any more becomes a polygon."""
+    c, z, t = plane
+    first, stop = polygons.geom_offsets[index : index + 2]
+    place = struct.pack(">iii", c, t, z)
+    if stop - first == 1:
+        ring = polygons.coords[slice(*polygons.ring_offsets[first : first + 2])]
+        box = [*ring.min(axis=0), *ring.max(axis=0)]
+        if (kind == RoiKind.RECTANGLE and is_rectangle(ring)) or (kind == RoiKind.ELLIPSE and is_ellipse(ring)):
+            name = RECTANGLE if kind == RoiKind.RECTANGLE else ELLIPSE
+            primitives = struct.pack(">iiddddi", c, t, box[0], box[2], box[1], box[3], z)
+            return v.serial(name, primitives, [NULL])
+        x, y = (Array(v.desc("[F"), ring[:, axis].astype(">f4").tobytes()) for axis in (0, 1))
+        return v.serial(POLYGON, place, [NULL, NULL, x, y])
+    import shapely
+
+    wkb = shapely.to_wkb(polygons.take([index]).to_shapely()[0], byte_order=0)
+    return v.serial(WKB, place, [NULL, Array(v.desc("[B"), wkb)])
+
+
+def is_rectangle(ring: NDArray[np.float64]) -> bool:
+    """Whether four vertices are the corners of an upright rectangle, in order."""
+    if len(ring) != 4:
+        return False
+    step = np.diff(ring, axis=0)
+    corners = bool(np.isin(ring, [ring.min(axis=0), ring.max(axis=0)]).all())
+    return corners and bool(((step == 0).sum(axis=1) == 1).all()) and bool((step[0] == -step[2]).all())
+
+
+def is_ellipse(ring: NDArray[np.float64]) -> bool:
+    """Whether the vertices are those that stqp reads for an upright ellipse."""
+    if len(ring) != ELLIPSE_VERTICES:
+        return False
+    x0, y0 = ring.min(axis=0)
+    x1, y1 = ring.max(axis=0)
+    return bool(np.abs(ring - ellipse(x0, y0, x1, y1)).max() < 1e-9 * max(1.0, np.abs(ring).max()))
+
+
+def _check(objects: PathObjects) -> None:
+    """Refuse what QuPath would not read."""
+    if (objects.kind == ObjectKind.TMA_CORE).any():
+        raise UsageError("TMA cores can be read and kept, but not made")
+    for name in {c for c in objects.classes.tolist() if c is not None}:
+        parts = name.split(": ")
+        if any(not p.strip() or p != p.strip() or ":" in p or "\n" in p for p in parts):
+            raise UsageError(f"{name!r} cannot be a QuPath class: expected names joined by ': '")
+    for what, polygons in (("outline", objects.polygons), ("nucleus", objects.nuclei)):
+        if polygons is None:
+            continue
+        rings = np.diff(polygons.geom_offsets)
+        if what == "outline" and (rings == 0).any():
+            raise UsageError(f"{int((rings == 0).sum())} of {len(objects)} objects have no outline to write")
+        short = int((np.diff(polygons.ring_offsets) < 3).sum())
+        if short:
+            raise UsageError(f"{short} rings have fewer than 3 vertices; expected polygons")
+        if not np.isfinite(polygons.coords).all():
+            raise UsageError("some coordinates are not finite numbers")
+    if (objects.parent >= np.arange(len(objects))).any() or (objects.parent < -1).any():
+        raise UsageError("parents must come before their children")
+    if len(set(objects.ids.tolist())) != len(objects):
+        raise UsageError("some object ids occur twice; expected a UUID for each")
+    longest = max((len(encode(t)) for col in objects.metadata.values() for t in set(col.tolist()) if t), default=0)
+    if longest > 0xFFFF:
+        raise UsageError(f"a metadata text has {longest} bytes; at most 65535 can be written")
+    if ID_KEY in objects.metadata:
+        raise UsageError(f"{ID_KEY!r} is not a metadata key to set; use ids")
