@@ -93,7 +93,7 @@ class Alignment:
         elif abs(inverse / slide_mpp - 1) <= SCALE_TOLERANCE:
             reason = "the matrix is inverted: it must map H&E pixels to morphology pixels"
         elif level != 1 and abs(ratio / level - 1) <= SCALE_TOLERANCE:
-            reason = f"the alignment was made on a level of the pyramid whose pixels are {1 / level:g} times as large"
+            reason = f"the alignment was made on a level of the pyramid whose pixels are {level:g} times as large"
         else:
             reason = "this is the alignment of another image, or the slide states a wrong pixel size (--mpp)"
         raise InputError(

@@ -220,17 +220,19 @@ def _why_none_match(ids: Objects, cell_ids: Objects, path: Path) -> str:
     def bare(text: str) -> str:
         return re.sub(r"-\d+$", "", text)
 
+    def parts(text: str) -> set[str]:
+        return {*re.split(r"[_:.]", text), *re.findall(r"[a-p]{8}-\d+", text)}
+
+    digits = all(i.isdigit() for i in own)
     reason = "they are of another run"
-    if {bare(i) for i in given} & {bare(i) for i in own}:
-        reason = "the ids differ by their suffix (-1): write them as the run does"
-    elif any(i.endswith(tuple(f"{s}{c}" for s in "_-:." for c in list(own)[:200])) for i in given) or any(
-        re.split(r"[_:.]", i)[-1] in own or re.split(r"[_:.]", i)[0] in own for i in given
-    ):
-        reason = "the ids carry a sample's name besides the run's id: remove it"
-    elif all(i.isdigit() for i in given) and not all(i.isdigit() for i in own):
-        reason = "these are row numbers or integer ids, the run has text ids"
-    elif all(re.fullmatch(r"\d+\.0", i) for i in given) and all(i.isdigit() for i in own):
+    if digits and all(re.fullmatch(r"\d+\.0", i) for i in given):
         reason = "the integer ids were written with decimals"
+    elif {bare(i) for i in given} & {bare(i) for i in own}:
+        reason = "the ids differ by their suffix (-1): write them as the run does"
+    elif not digits and all(i.isdigit() for i in given):
+        reason = "these are row numbers or integer ids, the run has text ids"
+    elif any(parts(i) & own for i in given):
+        reason = "the ids carry a sample's name besides the run's id: remove it"
     return (
         f"the labels {path} are for other cells: none of its ids (first: {ids[0] if len(ids) else None!r}) is among "
         f"the run's (first: {cell_ids[0]!r}); likely {reason}"
@@ -251,11 +253,11 @@ def _table(path: Path) -> dict[str, Any]:
             if path.suffix.lower() == ".gz"
             else path.open(encoding="utf-8-sig") as file
         ):
-            first = file.readline()
+            first, second = file.readline(), file.readline()
             if not first.strip():
                 raise InputError(f"the labels {path} are empty; expected a header and two columns, cell_id and label")
             file.seek(0)
-            separator = max("\t,;", key=first.count)
+            separator = max("\t,;", key=(first + second).count)
             frame = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, encoding_errors="strict")
     except (OSError, EOFError, UnicodeDecodeError, pd.errors.ParserError) as error:
         raise InputError(
