@@ -81,7 +81,7 @@ def test_scale_error_names_the_likeliest_reason(tmp_path):
 def test_level_in_the_message_is_relative_to_the_full_resolution(tmp_path):
     # made on pixels of 1 µm, four times as large as those of the slide
     path = write(tmp_path, f"{1 / 0.2125},0,0\n0,{1 / 0.2125},0\n0,0,1\n")
-    with pytest.raises(InputError, match="implies 1 µm per H&E pixel, but he.tif has 0.25"):
+    with pytest.raises(InputError, match=r"implies 1 µm per H&E pixel, but he\.tif has 0\.25"):
         read_alignment(path).mpp(0.2125, 0.25, "he.tif")
 
 

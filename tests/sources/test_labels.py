@@ -85,7 +85,7 @@ def test_h5ad_needs_a_key_that_is_there(tmp_path):
     anndata.AnnData(np.zeros((2, 1), np.float32), obs=obs).write_h5ad(path)
     assert given(path, label_key="leiden").cells.tolist() == [None, "0", "1", None]
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(InputError, match="a.h5ad"):
+    with pytest.raises(InputError, match=r"a\.h5ad"):
         read_labels(path, "leiden")
 
 
