@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ from stqp.errors import InputError, UsageError
 from stqp.inference.device import pick_device
 
 Maps = dict[str, NDArray[np.float32]]
-MANIFEST = "manifest.json"
 WEIGHTS = "model.pth"
 
 
@@ -95,30 +93,6 @@ class TorchPredictor:
         return {key: value.cpu().numpy() for key, value in result.items()}
 
 
-def read_manifest(run: Path) -> dict[str, Any]:
-    """Read the manifest of a training run.
-
-    Raises
-    ------
-    InputError
-        When there is none, or it lacks what prediction needs.
-    """
-    path = run / MANIFEST
-    if not path.is_file():
-        raise InputError(f"expected a training run with {MANIFEST} and {WEIGHTS}, found no {MANIFEST} in {run}")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"the manifest {path} cannot be read as JSON: {error}") from error
-    if not isinstance(manifest, dict):
-        raise InputError(f"expected a JSON object in the manifest {path}, found a {type(manifest).__name__}")
-    needed = ("architecture", "classes", "mpp", "patch_input_shape", "patch_output_shape")
-    missing = [key for key in needed if key not in manifest]
-    if missing:
-        raise InputError(f"the manifest {path} lacks {', '.join(missing)}; was it written by stqp train?")
-    return manifest
-
-
 def load_predictor(run: Path, device: str = "auto", window: int | None = None) -> TorchPredictor:
     """Load the network of an stqp run.
 
@@ -143,7 +117,8 @@ def load_predictor(run: Path, device: str = "auto", window: int | None = None) -
     """
     import torch
 
-    from stqp.training.network import build_network
+    from stqp.training.manifest import read_manifest
+    from stqp.training.network import architecture, build_network
 
     manifest = read_manifest(run)
     device = pick_device(device)
@@ -157,15 +132,12 @@ def load_predictor(run: Path, device: str = "auto", window: int | None = None) -
     except Exception as error:  # torch raises many kinds for a broken or foreign file
         first = str(error).strip().splitlines()[0]
         raise InputError(f"the weights {weights} do not fit the network of the manifest: {first}") from error
-    native, native_output = _side(manifest["patch_input_shape"]), _side(manifest["patch_output_shape"])
-    margin = native - native_output
-    if window is not None and window < native:
-        raise UsageError(f"expected a window of at least {native} px for this network, found {window}")
-    side = native + 256 if window is None else window
-    if side != native and _output_side(manifest["architecture"], classes, side) != side - margin:
-        if window is not None:
-            raise UsageError(f"the network takes no window of {window} px; {native} px and multiples of 256 px more do")
-        side = native
+    geometry = architecture(manifest["architecture"])
+    native, margin = geometry.input_size, geometry.input_size - geometry.output_size
+    side = native + 256 * geometry.fully_convolutional if window is None else window
+    if side != native and (side < native or not geometry.fully_convolutional or (side - native) % 256):
+        more = ", or 256 px and multiples of it more" if geometry.fully_convolutional else ""
+        raise UsageError(f"expected a window of {native} px{more} for the {geometry.name} network, found {window} px")
     return TorchPredictor(
         network,
         name=str(manifest.get("name") or run.resolve().name),
@@ -175,27 +147,6 @@ def load_predictor(run: Path, device: str = "auto", window: int | None = None) -
         output_size=side - margin,
         device=device,
     )
-
-
-def _side(shape: Any) -> int:
-    sides = [int(s) for s in np.atleast_1d(shape)]
-    if len(set(sides)) != 1:
-        raise InputError(f"expected square patches in the manifest, found {sides}")
-    return sides[0]
-
-
-def _output_side(architecture: str, classes: Sequence[str], side: int) -> int:
-    """Output side for an input side, from shapes alone; 0 when the network does not take it."""
-    import torch
-
-    from stqp.training.network import build_network
-
-    try:
-        with torch.device("meta"), torch.inference_mode():
-            out = build_network(architecture, classes).eval()(torch.zeros(1, 3, side, side))
-    except Exception:  # a shape that does not fit fails anywhere inside
-        return 0
-    return int(out["np"].shape[-1])
 
 
 def downsample_of(model_mpp: float, slide_mpp: float) -> float:

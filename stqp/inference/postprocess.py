@@ -103,7 +103,7 @@ def sobel_bounds(np_prob: Floats, hv: Floats) -> Bounds:
     return result[0], result[1], result[2], result[3]
 
 
-def class_probabilities(inst: NDArray[np.integer], tp_prob: Floats, n: int) -> NDArray[np.float64]:
+def class_probabilities(inst: NDArray[np.integer], tp_prob: NDArray[Any], n: int) -> NDArray[np.float64]:
     """Mean probability of each class over the pixels of each of the nuclei 1..n, (n, C)."""
     where = np.flatnonzero(inst)
     labels = inst.reshape(-1)[where]
