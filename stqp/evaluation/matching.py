@@ -97,9 +97,7 @@ def pair_centres(true_xy: Floats, pred_xy: Floats, radius: float) -> tuple[Ints,
         return np.empty(0, np.int64), np.empty(0, np.int64)
     from scipy.spatial import cKDTree
 
-    candidates = cKDTree(true_xy).sparse_distance_matrix(
-        cKDTree(pred_xy), radius * (1 + 1e-9), output_type="ndarray"
-    )
+    candidates = cKDTree(true_xy).sparse_distance_matrix(cKDTree(pred_xy), radius * (1 + 1e-9), output_type="ndarray")
     i, j = candidates["i"].astype(np.int64), candidates["j"].astype(np.int64)
     # one pair more outweighs any sum of distances within a group of nuclei
     many = radius * (min(len(true_xy), len(pred_xy)) + 1)

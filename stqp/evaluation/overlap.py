@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stqp.errors import InputError
+from stqp.inference.detections import in_boxes
 from stqp.polygons import Polygons
 
 Ints = NDArray[np.int64]
@@ -77,14 +78,6 @@ class Overlap:
         return self.select(in_boxes(self.true_xy, boxes), in_boxes(self.pred_xy, boxes))
 
 
-def in_boxes(xy: Floats, boxes: ArrayLike) -> NDArray[np.bool_]:
-    """Whether each point lies in one of the half-open boxes ``(x0, y0, x1, y1)``."""
-    inside = np.zeros(len(xy), bool)
-    for x0, y0, x1, y1 in np.asarray(boxes, dtype=np.float64).reshape(-1, 4):
-        inside |= (xy[:, 0] >= x0) & (xy[:, 0] < x1) & (xy[:, 1] >= y0) & (xy[:, 1] < y1)
-    return inside
-
-
 def from_maps(
     true_inst: NDArray[np.integer],
     pred_inst: NDArray[np.integer],
@@ -113,8 +106,7 @@ def from_maps(
     true_inst, pred_inst = np.asarray(true_inst), np.asarray(pred_inst)
     if true_inst.shape != pred_inst.shape or true_inst.ndim != 2:
         raise InputError(
-            f"expected two instance maps of one size, found {true_inst.shape} (true) "
-            f"and {pred_inst.shape} (predicted)"
+            f"expected two instance maps of one size, found {true_inst.shape} (true) and {pred_inst.shape} (predicted)"
         )
     a, a_ids = _consecutive(true_inst)
     b, b_ids = _consecutive(pred_inst)
@@ -204,9 +196,7 @@ class _Collector:
 
     def table(self, true_ids: Ints, pred_ids: Ints, true_types: Ints, pred_types: Ints) -> Overlap:
         parts = (
-            [np.concatenate(p) for p in zip(*self.pairs, strict=True)]
-            if self.pairs
-            else [np.empty(0, np.int64)] * 3
+            [np.concatenate(p) for p in zip(*self.pairs, strict=True)] if self.pairs else [np.empty(0, np.int64)] * 3
         )
         true_index, pred_index, shared = _count_pairs(parts[0], parts[1], parts[2], self.n, self.m)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -263,14 +253,10 @@ def _types(types: ArrayLike | None, ids: ArrayLike | None, present: Ints, which:
     types = np.asarray(types).reshape(-1).astype(np.int64)
     given = present if ids is None else np.asarray(ids).reshape(-1).astype(np.int64)
     if len(given) != len(types):
-        raise InputError(
-            f"expected a type for each of the {len(given)} {which} nuclei, found {len(types)} types"
-        )
+        raise InputError(f"expected a type for each of the {len(given)} {which} nuclei, found {len(types)} types")
     order = np.argsort(given, kind="stable")
     position = np.searchsorted(given[order], present)
     if (position >= len(given)).any() or (given[order][position] != present).any():
         missing = np.setdiff1d(present, given)
-        raise InputError(
-            f"{len(missing)} {which} nuclei of the map have no type; the first is id {missing[0]}"
-        )
+        raise InputError(f"{len(missing)} {which} nuclei of the map have no type; the first is id {missing[0]}")
     return types[order][position]

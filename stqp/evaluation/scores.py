@@ -149,9 +149,7 @@ def count(overlap: Overlap, mpp: float, n_classes: int) -> Counts:
     good = iou > MATCH_IOU
     a, b = matching.pair_centres(overlap.true_xy * mpp, overlap.pred_xy * mpp, MATCH_RADIUS_UM)
     k = n_classes + 1
-    confusion = (
-        np.bincount(true_types[a] * k + pred_types[b], minlength=k * k).reshape(k, k).astype(np.float64)
-    )
+    confusion = np.bincount(true_types[a] * k + pred_types[b], minlength=k * k).reshape(k, k).astype(np.float64)
     left, right = np.delete(true_types, a), np.delete(pred_types, b)
     class_quality = np.zeros((k, 4))
     # a prediction on a nucleus of unknown class can be neither right nor wrong for any class
@@ -264,9 +262,7 @@ def mean_scores(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         values = [e[key] for e in each]
         if isinstance(values[0], Mapping):
             result[key] = (
-                {name: mean_scores([v[name] for v in values]) for name in values[0]}
-                if key == "per_class"
-                else {}
+                {name: mean_scores([v[name] for v in values]) for name in values[0]} if key == "per_class" else {}
             )
         else:
             result[key] = sum(values) if key.startswith("n_") else mean(values)
