@@ -81,7 +81,7 @@ def java_list(node: Any) -> list[Any]:
 
 def class_text(node: Any) -> tuple[str, RGB | None]:
     """Full text of a QuPath class, parents first, and its colour."""
-    names = []
+    names: list[str] = []
     color = node.get("colorRGB")
     rgb = unpacked(color.get("value")) if isinstance(color, Instance) else None
     while isinstance(node, Instance) and len(names) < 100:
@@ -122,7 +122,8 @@ def roi(node: Any) -> tuple[RoiKind, list[NDArray[np.float64]], tuple[int, int, 
     if node is NULL or node is None:
         return RoiKind.NONE, [], (-1, 0, 0)
     name = node.desc.name.removeprefix(_ROI)
-    plane = tuple(0 if (value := node.get(axis)) is None else int(value) for axis in "czt")
+    c, z, t = (0 if (value := node.get(axis)) is None else int(value) for axis in "czt")
+    plane = (c, z, t)
     if name == "PolygonROI$SerializationProxy":
         ring = np.column_stack([numbers(node.get("x")), numbers(node.get("y"))])
         return RoiKind.POLYGON, [_open(ring)], plane

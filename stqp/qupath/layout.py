@@ -166,7 +166,7 @@ class Vocabulary:
 
     def integer(self, value: int) -> Instance:
         """`java.lang.Integer`."""
-        data = [(b"", [], None), (struct.pack(">i", value), [], None)]
+        data: list[Any] = [(b"", [], None), (struct.pack(">i", value), [], None)]
         return Instance(self.desc("java.lang.Integer"), data)
 
     def boolean(self, value: bool) -> Instance:

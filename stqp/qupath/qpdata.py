@@ -17,7 +17,19 @@ from stqp import files
 from stqp.errors import InputError, UsageError
 from stqp.qupath.build import Plan
 from stqp.qupath.decode import Parts, Rows, class_text
-from stqp.qupath.javastream import NULL, Block, EnumNode, Instance, Node, Reset, StreamError, Text, Writer, encode
+from stqp.qupath.javastream import (
+    MAGIC,
+    NULL,
+    Block,
+    EnumNode,
+    Instance,
+    Node,
+    Reset,
+    StreamError,
+    Text,
+    Writer,
+    encode,
+)
 from stqp.qupath.layout import HIERARCHY, KINDS, PATH_CLASS, ROOT, Q, Vocabulary
 from stqp.qupath.objects import ObjectKind, PathObjects, random_ids
 from stqp.qupath.pack import Fresh
@@ -53,7 +65,7 @@ def read_objects(path: Path) -> PathObjects:
     return document.objects()
 
 
-def rewrite(path: Path, drop: Choice, new: PathObjects) -> PathObjects:
+def rewrite(path: Path, drop: Choice, new: PathObjects, target: Path | None = None) -> PathObjects:
     """Take objects out of a file and append others; everything else in it stays.
 
     Parameters
@@ -65,6 +77,8 @@ def rewrite(path: Path, drop: Choice, new: PathObjects) -> PathObjects:
         such an object that stay move to its parent.
     new
         Appended to the root.
+    target
+        Written in place of `path`, which then stays as it is.
 
     Returns
     -------
@@ -92,7 +106,7 @@ def rewrite(path: Path, drop: Choice, new: PathObjects) -> PathObjects:
     try:
         document.drop(mask)
         document.append(new)
-        document.save(path)
+        document.save(target or path)
     except StreamError as error:
         raise InputError(f"{path} cannot be changed without loss ({error}); it is left as it was") from error
     return PathObjects.concatenate([kept, new])
@@ -251,18 +265,13 @@ class Document:
         StreamError
             When something kept refers to something dropped; the old file is then unchanged.
         """
-        backup = path.with_name(path.name + BACKUP_SUFFIX)
         with files.replacing(path) as temporary:
             with temporary.open("wb") as file:
                 writer = CarryingWriter(file.write, self._refuse, self._old_handles)
                 writer.write(self.items)
-            if path.exists() and not self.from_backup:
-                backup.unlink(missing_ok=True)
-                try:
-                    os.link(path, backup)
-                except OSError:  # not every file system has links
-                    shutil.copy2(path, backup)
-        backup.unlink(missing_ok=True)
+            if not self.from_backup:
+                _make_backup(path)
+        _backup_of(path).unlink(missing_ok=True)
 
     def _refuse(self, node: Node) -> None:
         if node in self._dropped or node.handle in self._dropped_handles:
@@ -302,9 +311,46 @@ class CarryingWriter(Writer):
         self.moved[:] = -1
 
 
+def replace_with_backup(source: Path, path: Path) -> None:
+    """Move a complete file to its place; the old one is there as a backup until that is done."""
+    with files.disk_errors(path):
+        try:
+            _parse_head(path)
+        except (OSError, StreamError):
+            pass  # the backup that is there, if any, is worth more
+        else:
+            _make_backup(path)
+        source.replace(path)
+        _backup_of(path).unlink(missing_ok=True)
+
+
+def _parse_head(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(4) != MAGIC:
+            raise StreamError("it does not begin as a Java object stream does")
+        file.seek(-3, os.SEEK_END)
+        if file.read() != b"EOF":
+            raise StreamError("its end mark is missing")
+
+
+def _backup_of(path: Path) -> Path:
+    return path.with_name(path.name + BACKUP_SUFFIX)
+
+
+def _make_backup(path: Path) -> None:
+    """Keep the file under its backup name as well."""
+    backup = _backup_of(path)
+    if path.exists():
+        backup.unlink(missing_ok=True)
+        try:
+            os.link(path, backup)
+        except OSError:  # not every file system has links
+            shutil.copy2(path, backup)
+
+
 def _load(path: Path) -> Document:
     """Parse a file, or its backup."""
-    backup = path.with_name(path.name + BACKUP_SUFFIX)
+    backup = _backup_of(path)
     try:
         return _parse(path)
     except (StreamError, FileNotFoundError) as error:

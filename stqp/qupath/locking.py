@@ -1,0 +1,120 @@
+"""One stqp at a time writes a project: a lock file that names its holder."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from stqp import files
+from stqp.errors import EnvironmentProblem
+
+LOCK_NAME = ".stqp.lock"
+_held: set[Path] = set()
+
+
+class ProjectLock:
+    """Holds the lock of a project's folder.
+
+    Parameters
+    ----------
+    folder
+        Exists.
+    creating
+        Whether the project does not exist yet: what is found beside a stale lock of this sort was left by
+        a run that was killed.
+
+    Raises
+    ------
+    EnvironmentProblem
+        When another process, or this one, has the project open for writing.
+    """
+
+    def __init__(self, folder: Path, creating: bool):
+        self._path = (folder / LOCK_NAME).resolve()
+        content = {"pid": os.getpid(), "host": platform.node(), "began": _began(os.getpid()), "creating": creating}
+        with files.disk_errors(self._path):
+            for _ in range(2):
+                try:
+                    handle = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+                    break
+                except FileExistsError:
+                    holder = read_lock(folder)
+                    if holder is not None and not is_stale(holder, self._path):
+                        raise EnvironmentProblem(
+                            f"the project {folder} is being written by process {holder.get('pid')} on "
+                            f"{holder.get('host')}; wait for it, or delete {LOCK_NAME} if it is gone"
+                        ) from None
+                    self._path.unlink(missing_ok=True)
+            else:
+                raise EnvironmentProblem(f"the project {folder} is being opened by another process; try again")
+            with os.fdopen(handle, "w") as file:
+                json.dump(content, file)
+        _held.add(self._path)
+
+    def release(self) -> None:
+        """Let others in."""
+        if self._path in _held:
+            _held.discard(self._path)
+            self._path.unlink(missing_ok=True)
+
+
+def read_lock(folder: Path) -> dict[str, Any] | None:
+    """Content of a lock; None when there is none, ``{}`` when it is empty or broken."""
+    try:
+        content = json.loads((folder / LOCK_NAME).read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def is_stale(lock: dict[str, Any], path: Path) -> bool:
+    """Whether the holder is gone; another machine's is taken to be alive."""
+    if "pid" not in lock:
+        # its writer may be about to fill it; one that stays empty was left by a crash
+        try:
+            return path.stat().st_size > 0 or _age(path) > 10
+        except FileNotFoundError:
+            return True
+    if lock.get("host") != platform.node():
+        return False
+    pid = int(lock["pid"])
+    if pid == os.getpid():
+        return path.resolve() not in _held
+    began = _began(pid)
+    return began is None or (lock.get("began") not in (None, "?", began) and began != "?")
+
+
+def _age(path: Path) -> float:
+    import time
+
+    return time.time() - path.stat().st_mtime
+
+
+def _began(pid: int) -> str | None:
+    """Start of a process, "?" when it runs but does not say, None when it does not run."""
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rsplit(")", 1)[1].split()[19]
+    except (OSError, IndexError):
+        if Path("/proc/self/stat").exists():
+            return None
+    if os.name == "nt":  # os.kill would end the process there
+        import ctypes
+
+        kernel = ctypes.windll.kernel32  # type: ignore[attr-defined, unused-ignore]
+        handle = kernel.OpenProcess(0x100000, False, pid)
+        if handle:
+            kernel.CloseHandle(handle)
+        return "?" if handle else None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "?"
