@@ -121,8 +121,8 @@ def table(result: Mapping[str, Any]) -> list[str]:
     mean, pooled, interval = result["mean"], result["pooled"], result["interval"]
     images = result["images"]
     lines = [
-        f"{images} image{'s' if images > 1 else ''}, {pooled['n_true']:,} true and {pooled['n_pred']:,} predicted nuclei "
-        f"({pooled['n_paired']:,} paired within 3 µm)",
+        f"{images} image{'s' if images > 1 else ''}, {pooled['n_true']:,} true and {pooled['n_pred']:,} predicted "
+        f"nuclei ({pooled['n_paired']:,} paired within 3 µm)",
         "",
         f"{'score':<30}{'mean over images':>18}{'pooled':>10}" + ("   95 % interval of pooled" if interval else ""),
     ]

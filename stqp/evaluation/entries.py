@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from stqp.errors import InputError, UsageError
 from stqp.evaluation import overlap
-from stqp.evaluation.evaluate import MPP, Boxes, held_out_boxes, score_tables
+from stqp.evaluation.evaluate import MPP, score_tables
+from stqp.inference.held_out import held_out_boxes
+from stqp.inference.writing import SOURCE
 from stqp.patches.nuclei import Nuclei, read_nuclei
 from stqp.polygons import Polygons
 from stqp.qupath.objects import ObjectKind, PathObjects
@@ -23,7 +25,6 @@ from stqp.taxonomy import UNKNOWN
 logger = logging.getLogger(__name__)
 KINDS = ("auto", "annotations", "detections", "cells")
 SEPARATOR = "::"
-_PREDICTED = "predict:"
 
 Progress = Callable[[int, int], None]
 
@@ -109,7 +110,7 @@ def evaluate_entries(
     tables: dict[str, tuple[overlap.Overlap, list[str], list[str]]] = {}
     resolutions: dict[str, float] = {}
     with QuPathProject.open(targets[0].project, "r") as first, QuPathProject.open(targets[1].project, "r") as second:
-        pairs = _pair(first, second, targets, None if held is None else {str(h["image"]) for h in held})
+        pairs = _pair(first, second, targets, None if held is None else set(held))
         for done, (a, b) in enumerate(pairs):
             step = a.mpp or b.mpp or mpp
             if not step:
@@ -121,7 +122,6 @@ def evaluate_entries(
                 skipped["images without true nuclei"] = skipped.get("images without true nuclei", 0) + 1
                 continue
             found = _predicted(b, step, pred_kind, model, same=a.name == b.name and targets[0] == targets[1])
-            boxes = None if held is None else _boxes(held, a.name)
             scale = max(1.0, step / MPP)
             table = overlap.from_polygons(
                 truth.polygons, found.polygons, np.zeros(len(truth.polygons)), np.zeros(len(found.polygons)), scale
@@ -133,8 +133,8 @@ def evaluate_entries(
                     reason = "predicted nuclei outside of what the ST run covered"
                     skipped[reason] = skipped.get(reason, 0) + number
                 table = table.select(np.ones(len(table.true_ids), np.bool_), ~outside)
-            if boxes is not None:
-                table = table.within(boxes)
+            if held is not None:
+                table = table.within(held[a.name])
             # ids are positions + 1 of the polygons that keep a pixel
             true_names = truth.classes[table.true_ids - 1].tolist()
             tables[a.name] = (table, true_names, found.classes[table.pred_ids - 1].tolist())
@@ -167,7 +167,7 @@ def _pair(
 def _predicted(entry: ProjectEntry, mpp: float, kind: str, model: str | None, same: bool) -> Nuclei:
     objects = entry.read_objects()
     source = objects.metadata.get("stqp.source", np.full(len(objects), None, object))
-    models = sorted({s.removeprefix(_PREDICTED) for s in source.tolist() if s and s.startswith(_PREDICTED)})
+    models = sorted({s.removeprefix(SOURCE) for s in source.tolist() if s and s.startswith(SOURCE)})
     if model is not None and model not in models:
         raise InputError(
             f"the image {entry.name} has no nuclei predicted by {model!r}, but by {', '.join(models) or 'none'}"
@@ -175,7 +175,7 @@ def _predicted(entry: ProjectEntry, mpp: float, kind: str, model: str | None, sa
     if len(models) > 1 and model is None and kind in ("auto", "detections"):
         raise UsageError(f"the image {entry.name} has nuclei predicted by {', '.join(models)}; choose one with --model")
     if models and kind in ("auto", "detections"):
-        mine = source == _PREDICTED + (model or models[0])
+        mine = source == SOURCE + (model or models[0])
         return _nuclei(objects.take(mine & np.isin(objects.kind, (ObjectKind.DETECTION, ObjectKind.CELL))))
     if kind != "auto":
         return read_nuclei(entry, objects, mpp, kind)
@@ -192,18 +192,9 @@ def _nuclei(objects: PathObjects) -> Nuclei:
     return Nuclei(objects.polygons, np.array([UNKNOWN if c is None else c for c in objects.classes], object))
 
 
-def _boxes(held: list[dict[str, Any]], image: str) -> Boxes:
-    return [box for item in held if str(item["image"]) == image for box in item["boxes"]]
-
-
 def _covered(xy: NDArray[np.float64], coverage: Polygons) -> NDArray[np.bool_]:
     import shapely
 
     area = shapely.union_all(coverage.to_shapely())
     shapely.prepare(area)
     return np.asarray(shapely.contains_xy(area, xy[:, 0], xy[:, 1]), bool)
-
-
-def summary_of(skipped: Mapping[str, int]) -> list[str]:
-    """Lines that say what was left out."""
-    return [f"skipped: {number:,} {reason}" for reason, number in skipped.items()]

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from stqp.errors import InputError
 from stqp.evaluation import overlap, scores
-from stqp.evaluation.images import InstanceMap, list_maps, map_stem, name_of, read_class_names, read_map
+from stqp.inference.held_out import Boxes, held_out_boxes
+from stqp.inference.maps import InstanceMap, list_maps, map_stem, name_of, read_class_names, read_map
 from stqp.taxonomy import UNKNOWN
 
 logger = logging.getLogger(__name__)
 MPP = 0.25
 
-Boxes = list[list[float]]
 Progress = Callable[[int, int], None]
 
 
@@ -36,7 +36,7 @@ def evaluate_maps(
     Parameters
     ----------
     true_folder, pred_folder
-        Files of the same stems, as `stqp.evaluation.images.read_map` reads them. Classes are matched by
+        Files of the same stems, as `stqp.inference.maps.read_map` reads them. Classes are matched by
         name; where one side has no names, its numbers are taken in the other side's order, and where neither
         has, the numbers are the names.
     mpp
@@ -120,26 +120,10 @@ def score_tables(
     return {"mpp": mpp if isinstance(mpp, (int, float)) else dict(mpp), **result}
 
 
-def held_out_boxes(run: Path) -> list[dict[str, Any]]:
-    """Held-out boxes of a training run: ``image``, ``project`` and ``boxes`` of each image.
-
-    Raises
-    ------
-    InputError
-        When the run held nothing out.
-    """
-    from stqp.training.manifest import read_manifest
-
-    held = [h for h in read_manifest(run)["split"].get("validation", []) if h.get("boxes")]
-    if not held:
-        raise InputError(f"the run {run} held nothing out (its manifest has no validation boxes); evaluate without it")
-    return held
-
-
 def _boxes_by_stem(run: Path) -> dict[str, Boxes]:
     boxes: dict[str, Boxes] = {}
-    for item in held_out_boxes(run):
-        boxes.setdefault(map_stem(str(item["image"])), []).extend(item["boxes"])
+    for image, its in held_out_boxes(run).items():
+        boxes.setdefault(map_stem(image), []).extend(its)
     return boxes
 
 

@@ -69,7 +69,8 @@ class TorchPredictor:
         device: str,
     ):
         self.network, self.device = network.to(device).eval(), device
-        self.name, self.classes, self.mpp = name, [*classes], mpp
+        self.name, self.mpp = name, mpp
+        self.classes: Sequence[str] = [*classes]
         self.input_size, self.output_size = input_size, output_size
 
     def predict(self, batch: NDArray[np.uint8]) -> Maps:

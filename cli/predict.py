@@ -1,0 +1,90 @@
+"""`stqp predict`."""
+
+from pathlib import Path
+
+import click
+from stqp_cli.common import PATH, json_option, progress_bar, report, set_up_logging, verbose_option
+
+from stqp.errors import InputError
+from stqp.record import RunRecord
+
+EPILOG = """\b
+Examples:
+  stqp predict runs/first slide-project
+  stqp predict runs/first slide.svs --project predicted
+  stqp predict runs/first slides/ --project predicted --device cuda --batch-size 16
+  stqp predict runs/first slide-project --held-out
+
+A TARGET is a slide, a folder of slides, or a QuPath project. Detections of the same run are replaced, and
+everything else in a project stays. Where one target fails, the others are done, and the exit code is 3.
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("run", type=PATH)
+@click.argument("targets", nargs=-1, required=True, type=PATH, metavar="TARGET...")
+@click.option("--project", type=PATH, help="Project for slides that are in none; made, or added to.")
+@click.option("--entry", "entries", multiple=True, metavar="NAME",
+              help="Only this image of the projects. Repeatable.")  # fmt: skip
+@click.option("--device", default="auto", show_default=True, metavar="[auto|cuda|mps|cpu]",
+              help="auto picks CUDA, then MPS, then CPU.")  # fmt: skip
+@click.option(
+    "--batch-size", type=click.IntRange(1), metavar="N", help="Windows at a time. Default 8 on a GPU, else 2."
+)
+@click.option("--window", type=click.IntRange(64), metavar="PX",
+              help="Side of the network's window; larger ones waste less. Default 512 for fast and lite.")  # fmt: skip
+@click.option("--mpp", type=click.FloatRange(0, min_open=True), metavar="UM",
+              help="µm per px of the slides, in place of what they say.")  # fmt: skip
+@click.option("--tissue/--no-tissue", default=True, show_default=True, help="Skip glass.")
+@click.option("--held-out", is_flag=True, help="Look only where the run held out.")
+@click.option("--geojson", is_flag=True, help="Write the detections as GeoJSON too, in the project's stqp folder.")
+@click.option("--maps", type=PATH, metavar="DIR", help="Write an instance map of each image, for stqp evaluate.")
+@json_option
+@verbose_option
+def command(
+    run: Path,
+    targets: tuple[Path, ...],
+    project: Path | None,
+    entries: tuple[str, ...],
+    device: str,
+    batch_size: int | None,
+    window: int | None,
+    mpp: float | None,
+    tissue: bool,
+    held_out: bool,
+    geojson: bool,
+    maps: Path | None,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Find and type nuclei on slides with the network of RUN, into QuPath projects."""
+    set_up_logging(verbose)
+    from stqp.inference.device import pick_device
+    from stqp.inference.model import load_predictor
+    from stqp.inference.run import predict_targets
+
+    device = pick_device(device)
+    record = RunRecord("predict", {
+        "run": run, "targets": [*targets], "project": project, "entry": [*entries], "device": device,
+        "batch_size": batch_size, "window": window, "mpp": mpp, "tissue": tissue, "held_out": held_out,
+        "geojson": geojson, "maps": maps,
+    })  # fmt: skip
+    predictor = load_predictor(run, device, window)
+    record, failed = predict_targets(
+        predictor,
+        targets,
+        project=project,
+        entries=entries,
+        held_out=run if held_out else None,
+        mpp=mpp,
+        batch_size=batch_size or (2 if device == "cpu" else 8),
+        tissue=tissue,
+        geojson=geojson,
+        maps=maps,
+        bar=lambda name: progress_bar(name, "step"),
+        record=record,
+    )
+    projects = sorted({image["project"] for image in record.results["images"]})
+    report(record, as_json, *(f"written to {path}" for path in projects))
+    if failed:
+        raise InputError(f"{len(failed)} of the targets failed: " + "; ".join(failed))
