@@ -103,7 +103,8 @@ def initialize(network: "nn.Module") -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
+            if module.bias is not None:  # only the last layers have one: start from "not known", not from noise
+                nn.init.normal_(module.weight, std=0.01)
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)

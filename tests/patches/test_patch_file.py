@@ -1,0 +1,98 @@
+"""The file of patches, and the crops drawn from it."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from stqp.errors import InputError
+from stqp.patches.store import TRAINING, UNKNOWN_TYPE, VALIDATION, PatchFile, PatchWriter
+from stqp.training.augment import Crop, centre, warp
+from stqp.training.data import CONTEXT, EndlessSampler, TrainingCrops, targets
+from stqp.training.targets import hv_map
+
+
+def write(path, n=3, size=128):
+    rng = np.random.default_rng(0)
+    writer = PatchWriter(path, size, 0.25, ["a", "b"])
+    rows = []
+    for i in range(n):
+        instances = np.zeros((size, size), np.int32)
+        instances[20:50, 30:70] = 1
+        instances[80:110, 60:100] = 2
+        types = np.array([0, 1, UNKNOWN_TYPE], np.uint8)[instances]
+        image = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+        rows.append((image, instances, types))
+        valid = np.ones((size, size), np.uint8)
+        writer.append((i * 10.0, 5.0), 0, i % 2, images=image, instances=instances, types=types, valid=valid)
+    writer.close([{"entry": "x"}])
+    return rows
+
+
+def test_what_is_written_is_read(tmp_path):
+    rows = write(tmp_path / "p.h5")
+    patches = pickle.loads(pickle.dumps(PatchFile(tmp_path / "p.h5")))
+    assert (len(patches), patches.size, patches.mpp, patches.classes) == (3, 128, 0.25, ["a", "b"])
+    assert [*patches.side] == [TRAINING, VALIDATION, TRAINING] and patches.origin[2, 0] == 20
+    patch = patches.read(1)
+    for name, expected in zip(("images", "instances", "types"), rows[1], strict=True):
+        assert (patch[name] == expected).all()
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    write(tmp_path / "p.h5")
+    content = (tmp_path / "p.h5").read_bytes()
+    (tmp_path / "p.h5").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"p\.h5"):
+        PatchFile(tmp_path / "p.h5")
+
+
+def test_crops_are_the_same_for_the_same_seed_and_differ_by_number(tmp_path):
+    write(tmp_path / "p.h5")
+    patches = PatchFile(tmp_path / "p.h5")
+    rows = np.flatnonzero(patches.side == TRAINING)
+    first = TrainingCrops(patches, rows, 64, 8, seed=3)
+    again = TrainingCrops(patches, rows, 64, 8, seed=3)
+    assert len(first) == 2 * 4
+    for k, v in first[5].items():
+        assert torch.equal(v, again[5][k])
+    assert not torch.equal(first[5]["image"], first[7]["image"])
+    assert first[0]["image"].shape == (3, 64, 64) and first[0]["hv"].shape == (2, 48, 48)
+
+
+def test_the_order_differs_by_epoch_and_covers_all():
+    sampler = EndlessSampler(10, seed=0)
+    orders = []
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        orders.append([*sampler])
+    assert sorted(orders[0]) == [*range(10)] and sorted(orders[1]) == [*range(10, 20)]
+    assert [o - 10 for o in orders[1]] != orders[0]
+
+
+def test_targets_know_the_whole_nucleus_beyond_the_crop(tmp_path):
+    size = 64 + 2 * CONTEXT
+    instances = np.zeros((size, size), np.int32)
+    instances[CONTEXT - 10 : CONTEXT + 10, 60:80] = 5  # half of it above the crop
+    types = np.where(instances > 0, UNKNOWN_TYPE, 0).astype(np.uint8)
+    crop = Crop(np.zeros((size, size, 3), np.uint8), instances, types, np.ones((size, size), np.uint8))
+    made = targets(crop, margin=0)
+    inner = slice(CONTEXT, CONTEXT + 64)
+    assert np.allclose(made["hv"].numpy(), hv_map(instances)[:, inner, inner])
+    assert float(made["hv"][1].min()) >= 0  # all that is seen lies below the centre
+    assert not made["typed"].numpy()[made["np"].numpy() > 0].any() and not made["tp"].any()
+
+
+def test_warp_moves_image_and_maps_alike():
+    y, x = np.mgrid[:101, :101]
+    instances = (((x - 60) ** 2 + (y - 40) ** 2) < 15**2).astype(np.int32) * 7
+    image = np.repeat(np.where(instances > 0, 50, 200)[..., None], 3, 2).astype(np.uint8)
+    field = Crop(image, instances, (instances > 0).astype(np.uint8), np.ones_like(image[..., 0]))
+    angle = 0.7
+    linear = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = np.column_stack([linear, np.array([50, 50]) - linear @ np.array([40, 40])])
+    out = warp(field, matrix, 81)
+    dark = out.image[..., 0] < 125
+    assert (dark != (out.instances == 7)).sum() <= 12 and (out.types == (out.instances > 0)).all()
+    assert centre(field, 41).instances[10, 40] == instances[40, 70]
