@@ -73,15 +73,16 @@ class Plan:
             else:
                 self.own[key] = column
         self.measurement_names = list(objects.measurements)
-        present = np.array([~np.isnan(v) for v in objects.measurements.values()]).reshape(-1, n).T
-        # which kinds have which columns matters for lists, not every missing value
-        rows, codes = np.unique(present, axis=0, return_inverse=True) if n else (present, np.zeros(0, int))
+        present = np.zeros((n, len(self.measurement_names)), bool)
+        for k, values in enumerate(objects.measurements.values()):
+            present[:, k] = ~np.isnan(values)
+        self.pattern_codes, rows = factorize(row.tobytes() for row in present)
+        self.patterns = [np.flatnonzero(np.frombuffer(row, bool)) for row in rows]
         if len(rows) > _PATTERNS_AT_MOST:
-            group, kinds = factorize(objects.kind.tolist())
-            rows = np.array([present[group == g].any(axis=0) for g in range(len(kinds))])
-            codes = group
-        self.pattern_codes: NDArray[np.int64] = np.asarray(codes, np.int64).reshape(-1)
-        self.patterns = [np.flatnonzero(row) for row in rows]
+            # each list of names costs bytes; with this many, an object may have a NaN for what it lacks
+            self.pattern_codes, kinds = factorize(objects.kind.tolist())
+            groups = [self.pattern_codes == code for code in range(len(kinds))]
+            self.patterns = [np.flatnonzero(present[group].any(axis=0)) for group in groups]
         empty = np.zeros(n, bool)
         self.has_nucleus = empty if objects.nuclei is None else np.diff(objects.nuclei.geom_offsets) > 0
         self.has_nucleus = self.has_nucleus & (objects.kind == ObjectKind.CELL)

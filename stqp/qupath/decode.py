@@ -139,7 +139,11 @@ def roi(node: Any) -> tuple[RoiKind, list[NDArray[np.float64]], tuple[int, int, 
     if name == "GeometryROI$WKBSerializationProxy":
         import shapely
 
-        rings = _rings(Polygons.from_shapely([shapely.from_wkb(node.get("wkb").data)]))
+        try:
+            geometry = shapely.from_wkb(node.get("wkb").data)
+        except shapely.errors.ShapelyError as error:
+            raise StreamError(f"a geometry is broken ({error})") from error
+        rings = _rings(Polygons.from_shapely([geometry]))
         return RoiKind.GEOMETRY, rings, plane
     if name == "GeometryROI$SerializationProxy":
         inner = next((o for _, others, _ in node.data for o in others if isinstance(o, Instance)), NULL)

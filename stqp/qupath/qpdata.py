@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -39,6 +40,9 @@ logger = logging.getLogger(__name__)
 BACKUP_SUFFIX = ".bkp"
 _OBJECT_CLASSES = {ROOT, *KINDS}
 
+# a damaged file may hold any node where another belongs
+_BROKEN = (StreamError, ValueError, TypeError, AttributeError, LookupError, OverflowError, struct.error)
+
 Choice = Callable[[PathObjects], ArrayLike] | ArrayLike
 
 
@@ -61,8 +65,8 @@ def read_objects(path: Path) -> PathObjects:
     InputError
         When the file is truncated, or holds what stqp does not know.
     """
-    document = _load(path)
-    return document.objects()
+    with _readable(path):
+        return _load(path).objects()
 
 
 def rewrite(path: Path, drop: Choice, new: PathObjects, target: Path | None = None) -> PathObjects:
@@ -92,8 +96,9 @@ def rewrite(path: Path, drop: Choice, new: PathObjects, target: Path | None = No
     UsageError
         When the new objects cannot be written.
     """
-    document = _load(path)
-    present = document.objects()
+    with _readable(path):
+        document = _load(path)
+        present = document.objects()
     mask = np.asarray(drop(present) if callable(drop) else drop, dtype=bool)
     if mask.shape != (len(present),):
         raise UsageError(f"the mask has shape {mask.shape}, but {path} has {len(present)} objects")
@@ -353,18 +358,24 @@ def _load(path: Path) -> Document:
     backup = _backup_of(path)
     try:
         return _parse(path)
-    except (StreamError, FileNotFoundError) as error:
-        if backup.exists():
-            try:
-                document = _parse(backup)
-            except StreamError:
-                pass
-            else:
-                document.from_backup = True
-                logger.warning("%s cannot be read (%s); its backup %s is used", path, error, backup.name)
-                return document
-        reason = "it does not exist" if isinstance(error, FileNotFoundError) else str(error)
-        raise InputError(f"{path} cannot be read as QuPath data: {reason}; is it whole?") from error
+    except (FileNotFoundError, *_BROKEN) as error:
+        if not backup.exists():
+            raise
+        document = _parse(backup)
+        document.from_backup = True
+        logger.warning("%s cannot be read (%s); its backup %s is used", path, error, backup.name)
+        return document
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Name the file in what a broken one leads to."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; expected the objects of an image of a QuPath project") from error
+    except _BROKEN as error:
+        raise InputError(f"{path} cannot be read as QuPath data: {error}; is it whole?") from error
 
 
 def _parse(path: Path) -> Document:
