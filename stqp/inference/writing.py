@@ -106,7 +106,7 @@ def _inside_any(xy: NDArray[np.float64], objects: PathObjects) -> NDArray[np.boo
     if len(objects) and len(xy):
         import shapely
 
-        tree = shapely.STRtree(np.atleast_1d(shapely.points(xy)))
+        tree = shapely.STRtree(shapely.points(xy).tolist())
         shapes = objects.polygons.to_shapely()
         _, points = tree.query(shapes, predicate="intersects")
         inside[points] = True
