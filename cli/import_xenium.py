@@ -1,0 +1,70 @@
+"""`stqp import-xenium`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from stqp_cli.common import PATH, json_option, progress_bar, report, set_up_logging, verbose_option
+
+EPILOG = """\b
+Examples:
+  stqp import-xenium outs --he he_image.ome.tif --alignment he_imagealignment.csv --project slide \\
+      --labels labels.csv --class-map class_map.csv
+  stqp import-xenium outs --he he.ome.tif --alignment identity --project slide \\
+      --labels outs/analysis/clustering/gene_expression_graphclust/clusters.csv
+  stqp import-xenium outs --he he.ome.tif --alignment keypoints.csv --project slide \\
+      --labels typed.h5ad --label-key cell_type --as detections
+
+The alignment is what Xenium Explorer exports: a 3x3 csv that maps H&E pixels to morphology pixels, or
+keypoints. Labels are cell_id,label (csv, tsv, parquet), 10x's clusters.csv as it is, or an .h5ad.
+Without a class map, labels that are Neoplastic, Inflammatory, Connective, Dead or Epithelial become
+these classes and others stay as they are; with one, labels that it lacks become Unknown.
+
+Run it again to replace what it wrote: other objects of the project stay, and so do nuclei that somebody
+corrected or deleted in QuPath since.
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("outs", type=PATH)
+@click.option("--he", required=True, type=PATH, metavar="IMAGE", help="The H&E of the same section.")
+@click.option("--alignment", required=True, metavar="CSV|identity", help="Of the H&E to the morphology image.")
+@click.option("--project", required=True, type=PATH, metavar="DIR", help="QuPath project; made where there is none.")
+@click.option("--labels", type=PATH, metavar="FILE", help="Labels of the cells. Without, every nucleus is Unknown.")
+@click.option("--label-key", metavar="KEY", help="Column of the labels; for .h5ad of obs.")
+@click.option("--class-map", type=PATH, metavar="FILE", help="csv label,class: from labels to visual classes.")
+@click.option("--name", help="Name of the sample. Default: the region's own.")
+@click.option(
+    "--as",
+    "as_kind",
+    type=click.Choice(["annotations", "detections", "cells"]),
+    default="annotations",
+    show_default=True,
+    help="What the nuclei are in QuPath: annotations to correct, or detections or cells for speed.",
+)
+@click.option("--mpp", type=float, metavar="UM", help="µm per pixel of the H&E, in place of what the file says.")
+@click.option(
+    "--discard-corrections",
+    "keep_corrections",
+    flag_value=False,
+    default=True,
+    help="Overwrite what somebody corrected since the last import, and bring back what they deleted.",
+)
+@json_option
+@verbose_option
+def command(as_json: bool, verbose: bool, outs: Path, project: Path, **options: Any) -> None:
+    """Turn the Xenium run in OUTS and its H&E into a QuPath project of typed nuclei.
+
+    OUTS is the run's output folder, the one that holds experiment.xenium. Each nucleus becomes an object
+    on the H&E with its class, the id of its cell and the number of its transcripts; counts by cell and
+    gene are kept in the project's folder stqp/ as AnnData.
+    """
+    set_up_logging(verbose)
+    from stqp.sources.importing import import_xenium
+
+    with progress_bar("Importing", "step") as progress:
+        record = import_xenium(outs, project=project, progress=progress, **options)
+    classes = record.results["classes"]
+    width = max(map(len, classes), default=0)
+    table = [f"  {name:<{width}} {number:>9,}" for name, number in classes.items()]
+    report(record, as_json, "classes of the nuclei written:", *table, f"project: {record.results['project']}")
