@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stqp import files
-from stqp.errors import EnvironmentProblem, InputError, UsageError
+from stqp.errors import InputError, UsageError
 from stqp.qupath.entry import ProjectEntry
 from stqp.qupath.objects import PathObjects
 from stqp.qupath.ownership import SOURCE_KEY, corrected, object_uuids, owned, stamp
@@ -24,6 +23,7 @@ from stqp.record import RunRecord
 from stqp.sample import SpatialSample
 from stqp.slides import open_slide
 from stqp.sources.building import read_xenium_sample
+from stqp.sources.h5 import write_anndata
 from stqp.sources.objects import KINDS, class_table, to_objects
 from stqp.sources.staged import StagedFiles
 
@@ -137,8 +137,7 @@ def import_xenium(
         record.results.update(project=str(qupath.folder), entry=entry.name, sample=sample.id, run=run)
         with StagedFiles(entry.stqp_folder) as staged:
             description = _describe(sample, run, record, entry, fresh)
-            with _full_disk(entry.stqp_folder):
-                expression.write_h5ad(staged.path(description["expression"]))
+            write_anndata(staged.path(description["expression"]), expression)
             step(3)
             ever[sample.id] = _pack(deleted.union(ids.tolist()))
             with files.disk_errors(entry.stqp_folder), staged.path(KNOWN_FILE).open("wb") as file:
@@ -247,15 +246,3 @@ def _pack(ids: set[str]) -> NDArray[np.uint8]:
 def _unpack(raw: NDArray[np.uint8] | None) -> set[str]:
     """UUIDs as text."""
     return set() if raw is None else {str(uuid.UUID(bytes=row.tobytes())) for row in raw}
-
-
-@contextlib.contextmanager
-def _full_disk(folder: Path) -> Iterator[None]:
-    """HDF5 tells a full disk in its message alone."""
-    try:
-        with files.disk_errors(folder):
-            yield
-    except (OSError, RuntimeError) as error:
-        if "errno = 28" in str(error) or "No space left" in str(error):
-            raise EnvironmentProblem(f"cannot write {folder}: the disk is full") from error
-        raise

@@ -334,7 +334,7 @@ def errors():
     return {"full": OSError(errno.ENOSPC, "No space left on device"), "ctrl-c": KeyboardInterrupt()}
 
 
-@pytest.mark.parametrize("where", ["replace", "fsync", "write_bytes", "write_h5ad"])
+@pytest.mark.parametrize("where", ["replace", "fsync", "write_bytes", "write_elem"])
 def test_a_stop_at_any_point_leaves_the_old_state(tiny, tmp_path, monkeypatch, where):
     import anndata
 
@@ -342,7 +342,7 @@ def test_a_stop_at_any_point_leaves_the_old_state(tiny, tmp_path, monkeypatch, w
         "replace": (os, "replace"),
         "fsync": (os, "fsync"),
         "write_bytes": (Path, "write_bytes"),
-        "write_h5ad": (anndata.AnnData, "write_h5ad"),
+        "write_elem": (anndata.io, "write_elem"),
     }[where]
     sample, project = tiny, tmp_path / "project"
     run(sample, project)
