@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from stqp.files import without_nan
 from stqp.record import RunRecord
 
 json_option = click.option(
@@ -37,7 +38,7 @@ def set_up_logging(verbose: bool = False) -> None:
 def report(record: RunRecord, as_json: bool, *lines: str) -> None:
     """Print the record for a program, or its summary and some closing lines for a person."""
     if as_json:
-        click.echo(json.dumps(record.to_dict(), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(without_nan(record.to_dict()), indent=2, ensure_ascii=False))
     else:
         click.echo("\n".join(line for line in (record.summary(), *lines) if line))
 

@@ -25,15 +25,15 @@ metrics.csv and record.json. Ctrl-C keeps what was learnt: go on with --resume.
     help="TIAToolbox's HoVerNet (fast, original; for a GPU), or lite, its narrow relative, for a CPU.",
 )  # fmt: skip
 @click.option(
-    "--entries",
-    "-e",
+    "--entry",
+    "entries",
     multiple=True,
     metavar="NAME",
     help="Use only these images of the projects. Repeatable.",
 )
 @click.option(
-    "--classes",
-    "-c",
+    "--class",
+    "classes",
     multiple=True,
     metavar="NAME",
     help="Learn these classes, in this order; other nuclei count as Unknown. Repeatable. Default: all.",

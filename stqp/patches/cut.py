@@ -184,6 +184,8 @@ def _read_source(path: Path, entry: ProjectEntry, kind: str, record: RunRecord) 
     if not len(objects):  # its image need not be at hand
         return None
     image = entry.image_path
+    if image is None:
+        raise InputError(f"the image {entry.name} of {path} is at no path of this machine; set it right in QuPath")
     with open_slide(image, entry.mpp) as slide:
         mpp, width, height = slide.mpp, slide.width, slide.height
     if mpp is None:

@@ -1,6 +1,7 @@
 """What happens around the steps: metrics, checkpoints to go on from, progress."""
 
 import csv
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from stqp import files
 
+logger = logging.getLogger(__name__)
 Progress = Callable[[float, dict[str, float]], None]
 """Called with the fraction of the budget that is used up, and the latest losses and scores."""
 
@@ -32,13 +34,23 @@ class Metrics(lightning.Callback):
         self.path = path
 
     def write(self, row: dict[str, float]) -> None:
-        """Append one row."""
+        """Append one row, and say the scores where there are any."""
         new = not self.path.exists()
         with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
             if new:
                 writer.writeheader()
             writer.writerow({k: f"{v:.6g}" for k, v in row.items()})
+        if "validation_pq" in row:
+            logger.info(
+                "epoch %d, %.1f min: loss %.3f; held out: PQ %.3f, F_d %.3f, type-F1 %.3f",
+                row["epoch"],
+                row["minutes"],
+                row["loss"],
+                row["validation_pq"],
+                row["validation_f_d"],
+                row["validation_type_f1_macro"],
+            )
 
 
 class Resumable(lightning.Callback):

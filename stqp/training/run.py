@@ -1,5 +1,6 @@
 """A training run: from projects to a checkpoint with its manifest."""
 
+import io
 import logging
 import warnings
 from collections.abc import Sequence
@@ -179,7 +180,7 @@ def _fit(
     from stqp.training.lite import RIM, LiteLayers
     from stqp.training.manifest import write_manifest
     from stqp.training.module import HoVerNetModule
-    from stqp.training.validation import score_network
+    from stqp.training.validation import chosen_rows, score_network
 
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -189,6 +190,7 @@ def _fit(
     initialize(network)
     parameters, gflop = cost(network, arch.input_size)
     held = np.flatnonzero(patches.side == VALIDATION)
+    scored = chosen_rows(held, gflop, device) if len(held) else held
     margin = RIM if isinstance(network, LiteLayers) else arch.margin
     crops = TrainingCrops(patches, np.flatnonzero(patches.side == TRAINING), arch.input_size, margin, settings.seed)
     if not len(crops):
@@ -200,7 +202,7 @@ def _fit(
         drop_last=True, num_workers=workers, persistent_workers=workers > 0, pin_memory=device == "cuda",
     )  # fmt: skip
     rate = settings.lr or arch.learning_rate
-    score = (lambda net: score_network(net, arch, patches, held, device)) if len(held) else None
+    score = (lambda net: score_network(net, arch, patches, scored, device)) if len(held) else None
     metrics = Metrics(out / METRICS)
     module = HoVerNetModule(network, arch, budget, rate, score, metrics.write)
     callbacks: list[lightning.Callback] = [Resumable(out / CHECKPOINT)]
@@ -231,8 +233,9 @@ def _fit(
         network.eval()
         module.scores = score(network.to(device))
     network.cpu().eval()
-    with files.replacing(out / WEIGHTS) as temporary:
-        torch.save(network.state_dict(), temporary)
+    buffer = io.BytesIO()  # torch writes a file's own name into it, and the temporary one is random
+    torch.save(network.state_dict(), buffer)
+    files.write_bytes(out / WEIGHTS, buffer.getvalue())
     steps = trainer.global_step
     trained = {
         "steps": steps, "crops": steps * (loader.batch_size or 1), "epochs": round(steps / max(len(loader), 1), 2),
