@@ -121,13 +121,16 @@ class Slide:
             math.ceil((y + height * downsample) / step) + 2,
         )
         source = self.read_level(level, left, top, right - left, bottom - top)
-        if ratio > 1:  # an area mean before the resampling, or fine texture would alias
-            source = cv2.blur(source, (round(ratio), round(ratio))) if round(ratio) > 1 else source
+        side = round(ratio)
+        if side > 1:  # an area mean before the resampling, or fine texture would alias
+            source = cv2.blur(source, (side, side))
         # pixel centres: result (u + 0.5) * downsample + x = (s + 0.5 + left) * step
         shift_x, shift_y = (
             (0.5 * downsample + x) / step - 0.5 - left,
             (0.5 * downsample + y) / step - 0.5 - top,
         )
+        if side % 2 == 0:  # a mean of an even number of pixels is centred between two of them
+            shift_x, shift_y = shift_x + 0.5, shift_y + 0.5
         matrix = np.array([[ratio, 0, shift_x], [0, ratio, shift_y]])
         result = cv2.warpAffine(
             source,
