@@ -187,7 +187,8 @@ def test_no_objects(tmp_path):
 def test_annotations_keep_doubles(tmp_path):
     objects = many(100, kind=ObjectKind.ANNOTATION)
     write_new(tmp_path / "f", objects, "{}")
-    np.testing.assert_array_equal(read_objects(tmp_path / "f").measurements["Area µm²"], objects.measurements["Area µm²"])
+    read = read_objects(tmp_path / "f")
+    np.testing.assert_array_equal(read.measurements["Area µm²"], objects.measurements["Area µm²"])
 
 
 def foreign_file(path, extra, children):
