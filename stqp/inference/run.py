@@ -229,7 +229,7 @@ def _predict(
     progress: Progress | None,
 ) -> dict[str, Any]:
     """Predict one slide and write what was found."""
-    if job.slide is None:
+    if job.slide is None or (job.entry is not None and not job.slide.is_file()):
         raise InputError(f"the project {job.project} names an image file that is not there; set it right in QuPath")
     one = RunRecord("predict", {
         "image": job.name, "run": predictor.name, "window": predictor.input_size, "mpp": mpp,

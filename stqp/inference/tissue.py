@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from stqp.slides import Slide
 
-_SIDE = 2048  # px of the overview
+_SIDE = 2048  # px of the overview, at most
+_STEP_UM = 4.0  # of a pixel of the overview, at least
+_BLOCK = 4096  # full-resolution px that are read at a time, for slides without a pyramid
 _REACH_UM = 40.0  # gaps closed and rim added; more than the largest nucleus
 _SATURATION = (10, 25)  # glass stays below, stained tissue above
 
@@ -50,9 +52,8 @@ def find_tissue(slide: Slide, mpp: float) -> TissueMask:
     """
     import cv2
 
-    step = max(slide.width / _SIDE, slide.height / _SIDE, 1.0)
-    size = max(1, int(np.ceil(slide.width / step))), max(1, int(np.ceil(slide.height / step)))
-    rgb = slide.read(0, 0, size, step)
+    step = max(slide.width / _SIDE, slide.height / _SIDE, _STEP_UM / mpp)
+    rgb = _overview(slide, step)
     saturation = cv2.GaussianBlur(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)[..., 1], (5, 5), 0)
     otsu, _ = cv2.threshold(saturation, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     # a dark pixel's saturation is noise, and so is that of a nearly white one
@@ -62,3 +63,14 @@ def find_tissue(slide: Slide, mpp: float) -> TissueMask:
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
     closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, kernel)
     return TissueMask(cv2.dilate(closed, kernel) > 0, step)
+
+
+def _overview(slide: Slide, step: float) -> NDArray[np.uint8]:
+    width, height = max(1, int(np.ceil(slide.width / step))), max(1, int(np.ceil(slide.height / step)))
+    block = max(1, int(_BLOCK / step)) if len(slide.downsamples) == 1 else max(width, height)
+    result = np.empty((height, width, 3), np.uint8)
+    for y in range(0, height, block):
+        for x in range(0, width, block):
+            size = min(block, width - x), min(block, height - y)
+            result[y : y + size[1], x : x + size[0]] = slide.read(x * step, y * step, size, step)
+    return result
