@@ -123,7 +123,7 @@ def import_xenium(
         if not keep_corrections:
             own |= np.isin(present.ids.astype(str), ids.astype(str))
         kept = own & corrected(present) if keep_corrections else np.zeros(len(present), bool)
-        deleted = _deleted(present, _unpack(ever.get(sample.id)), record) if keep_corrections else set()
+        deleted = _deleted(present, _unpack(ever.get(f"ids-{sample.id}")), record) if keep_corrections else set()
         withheld = set(present.ids[~own | kept].tolist()) | deleted
         wanted = np.array([i not in withheld for i in ids.tolist()], bool)
         _count(record, present, own, kept, deleted.intersection(ids.tolist()), source)
@@ -139,7 +139,7 @@ def import_xenium(
             description = _describe(sample, run, record, entry, fresh)
             write_anndata(staged.path(description["expression"]), expression)
             step(3)
-            ever[sample.id] = _pack(deleted.union(ids.tolist()))
+            ever[f"ids-{sample.id}"] = _pack(deleted.union(ids.tolist()))
             with files.disk_errors(entry.stqp_folder), staged.path(KNOWN_FILE).open("wb") as file:
                 np.savez(file, **ever)
             files.write_json(staged.path(SAMPLE_FILE), description)

@@ -192,14 +192,14 @@ def test_an_image_that_was_emptied_is_filled_again(sample, project):
 
 
 def test_two_samples_on_one_slide(sample, project):
-    record = run(sample, project, name="other region")
+    record = run(sample, project, name="file")
     folder = folder_of(project)
     description = json.loads((folder / "sample.json").read_text())
-    assert description["sample"] == "other_region" and set(description["other_samples"]) == {
+    assert description["sample"] == "file" and set(description["other_samples"]) == {
         "made_up_by_stqp-synthetic"
     }
-    assert len(description["coverage"]) == 2 and description["expression"] == "cells-other_region.h5ad"
-    assert (folder / "cells.h5ad").is_file() and (folder / "cells-other_region.h5ad").is_file()
+    assert len(description["coverage"]) == 2 and description["expression"] == "cells-file.h5ad"
+    assert (folder / "cells.h5ad").is_file() and (folder / "cells-file.h5ad").is_file()
     assert any("two outlines" in w for w in record.warnings)
     run(sample, project)
     again = json.loads((folder / "sample.json").read_text())
