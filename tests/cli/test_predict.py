@@ -1,0 +1,107 @@
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from perfect_maps import CLASSES
+from PIL import Image
+from stqp_cli.predict import command
+
+from stqp.errors import EnvironmentProblem, InputError, UsageError
+from stqp.inference.model import load_predictor
+from stqp.qupath.project import QuPathProject
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A run of an untrained network."""
+    import torch
+
+    from stqp.training.network import build_network
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("runs") / "untrained"
+    folder.mkdir()
+    network = build_network("lite", CLASSES)
+    torch.save(network.state_dict(), folder / "model.pth")
+    manifest = {
+        "name": "untrained", "architecture": "lite", "classes": CLASSES, "mpp": 0.25,
+        "patch_input_shape": [256, 256], "patch_output_shape": [164, 164], "split": {"validation": []},
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def slide(tmp_path):
+    path = tmp_path / "slide.png"
+    Image.fromarray(np.random.default_rng(0).integers(60, 200, (190, 230, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def invoke(*args):
+    return CliRunner().invoke(command, [str(a) for a in args])
+
+
+def test_a_slide_into_a_new_project(run_folder, slide, tmp_path):
+    project = tmp_path / "project"
+    result = invoke(
+        run_folder, slide, "--project", project, "--mpp", 0.25, "--device", "cpu", "--window", 256, "--no-tissue",
+        "--maps", tmp_path / "maps", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.exception
+    record = json.loads(result.stdout)
+    assert record["counts"]["images predicted"] == 1 and record["results"]["failed"] == []
+    with QuPathProject.open(project, "r") as opened:
+        objects = opened.entry("slide.png").read_objects()
+    assert len(objects) == record["counts"]["nuclei"]
+    assert (tmp_path / "maps" / "slide.npz").is_file()
+
+
+def test_larger_windows_agree_with_the_native_one(run_folder):
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 255, (512, 512, 3), dtype=np.uint8)
+    small, large = load_predictor(run_folder, "cpu", 256), load_predictor(run_folder, "cpu")
+    assert (small.input_size, small.output_size) == (256, 164)
+    assert (large.input_size, large.output_size) == (512, 420)
+    a = small.predict(image[None, :256, :256])
+    b = large.predict(image[None])
+    for name in ("np", "hv", "tp"):
+        np.testing.assert_allclose(a[name], b[name][:, :164, :164], atol=1e-4)
+    np.testing.assert_allclose(a["tp"].sum(axis=-1), 1, atol=1e-5)
+    assert a["tp"].shape == (1, 164, 164, 4)
+
+
+def test_what_cannot_be_predicted_is_said(run_folder, slide, tmp_path):
+    def error_of(*args):
+        return invoke(*args).exception
+
+    assert isinstance(error_of(tmp_path, slide, "--project", tmp_path / "p"), InputError)  # no run
+    assert isinstance(error_of(run_folder, slide, "--device", "cpu"), UsageError)  # no project
+    assert isinstance(error_of(run_folder, slide, "--project", tmp_path / "p", "--device", "cpu", "--window", 300), UsageError)
+    problem = error_of(run_folder, slide, "--project", tmp_path / "p", "--device", "cpu", "--no-tissue")
+    assert isinstance(problem, InputError) and "--mpp" in str(problem)
+    absent = error_of(run_folder, tmp_path / "absent.svs", "--project", tmp_path / "p", "--device", "cpu")
+    assert isinstance(absent, InputError) and "absent.svs" in str(absent)
+    import torch
+
+    if not torch.cuda.is_available():
+        cuda = error_of(run_folder, slide, "--project", tmp_path / "p", "--device", "cuda")
+        assert isinstance(cuda, EnvironmentProblem)
+    held = error_of(run_folder, slide, "--project", tmp_path / "p", "--device", "cpu", "--held-out")
+    assert isinstance(held, InputError) and "held nothing out" in str(held)
+
+
+def test_weights_that_do_not_fit(run_folder, tmp_path):
+    for name in ("manifest.json", "model.pth"):
+        (tmp_path / name).write_bytes((run_folder / name).read_bytes())
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "classes": ["One"]}))
+    with pytest.raises(InputError, match="do not fit"):
+        load_predictor(tmp_path, "cpu")
+    (tmp_path / "model.pth").write_bytes(b"broken")
+    with pytest.raises(InputError, match="do not fit"):
+        load_predictor(tmp_path, "cpu")
+    (tmp_path / "model.pth").unlink()
+    with pytest.raises(InputError, match=r"model\.pth"):
+        load_predictor(tmp_path, "cpu")
