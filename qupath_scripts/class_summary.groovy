@@ -8,10 +8,11 @@ def selectClass = null
 // true: only objects that stqp wrote
 def onlyStqp = false
 
-def own = { it.getMetadata().get("stqp.source") != null }
+// public since 0.5
+def metadata = { it.respondsTo("getMetadata") ? it.getMetadata() : it.getUnmodifiableMetadataMap() }
 
-def objects = getCurrentHierarchy().getFlattenedObjectList(null)
-        .findAll { !it.isRootObject() && (!onlyStqp || own(it)) }
+def objects = getCurrentHierarchy().getAllObjects(false)
+        .findAll { !onlyStqp || metadata(it).get("stqp.source") != null }
 
 def counts = new TreeMap<String, Integer>()
 objects.each {

@@ -11,6 +11,8 @@ if (project == null) {
     return
 }
 
+// public since 0.5
+def metadata = { it.respondsTo("getMetadata") ? it.getMetadata() : it.getUnmodifiableMetadataMap() }
 def separator = "|"
 def rows = new TreeMap<String, Integer>()
 def total = 0
@@ -19,17 +21,17 @@ project.getImageList().each { entry ->
     if (!entry.hasImageData())
         return
     def hierarchy = entry.readHierarchy()
-    hierarchy.getFlattenedObjectList(null).each {
-        def written = it.getMetadata().get("stqp.written")
+    hierarchy.getAllObjects(false).each {
+        def written = metadata(it).get("stqp.written")
         if (written == null)
             return
         total++
         // "<class>|<checksum of the outline>"; the class is empty for none
         def was = written.substring(0, written.lastIndexOf(separator))
-        def is = it.getPathClass()?.toString() ?: ""
-        if (was != is) {
+        def now = it.getPathClass()?.toString() ?: ""
+        if (was != now) {
             changed++
-            rows.merge([entry.getImageName(), was ?: "(none)", is ?: "(none)"]
+            rows.merge([entry.getImageName(), was ?: "(none)", now ?: "(none)"]
                     .collect { '"' + it.replace('"', '""') + '"' }.join(","), 1, Integer::sum)
         }
     }

@@ -198,8 +198,10 @@ def _check(objects: PathObjects) -> None:
         raise UsageError("parents must come before their children")
     if len(set(objects.ids.tolist())) != len(objects):
         raise UsageError("some object ids occur twice; expected a UUID for each")
-    longest = max((len(encode(t)) for col in objects.metadata.values() for t in set(col.tolist()) if t), default=0)
-    if longest > 0xFFFF:
-        raise UsageError(f"a metadata text has {longest} bytes; at most 65535 can be written")
+    for what, column in [*objects.metadata.items(), ("name", objects.names), ("id", objects.ids)]:
+        # a character takes up to 6 bytes
+        longest = max((len(encode(t)) for t in column.tolist() if t is not None and len(t) > 10_000), default=0)
+        if longest > 0xFFFF:
+            raise UsageError(f"a text of {what!r} has {longest} bytes; at most 65535 can be written")
     if ID_KEY in objects.metadata:
         raise UsageError(f"{ID_KEY!r} is not a metadata key to set; use ids")

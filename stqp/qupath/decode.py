@@ -41,9 +41,12 @@ class Parts:
         kind = KINDS.get(node.desc.name)
         tail = 0 if kind is None else 5 if kind == ObjectKind.CELL else 4
         try:
-            self.uuid = data[2] if data[2].desc.name == "java.util.UUID" else None
+            third = data[2].desc.name if isinstance(data[2], Instance) else None
+            self.uuid = data[2] if third == "java.util.UUID" else None
             if self.uuid is None:
-                self.extras, self.count = data[2:4], 4
+                # up to 0.3 an object without metadata has no place for it, not even null
+                self.count = 4 if third == METADATA else 3
+                self.extras = data[2 : self.count]
             else:
                 number = struct.unpack_from(">i", data[3].data)[0]
                 self.extras = data[4 : 4 + number]

@@ -200,6 +200,8 @@ def decode(raw: bytes) -> str:
 
 def encode(text: str) -> bytes:
     """Modified UTF-8 of a text."""
+    if text.isascii() and "\x00" not in text:
+        return text.encode()
     raw = text.encode("utf-8", "surrogatepass")
     if b"\x00" not in raw and (not raw or max(raw) < 0xF0):
         return raw

@@ -5,6 +5,7 @@ import struct
 
 import numpy as np
 import pytest
+import shapely
 from qupath.qupath_objects import geometry_objects, many, same
 
 from stqp.errors import InputError, UsageError
@@ -240,6 +241,12 @@ def more_classes(monkeypatch):
         "java.util.UUID": (-4856846361193249489, 2, "J leastSigBits,J mostSigBits", None),
         "[[F": (0, 2, "", None),
         "qupath.lib.roi.AreaROI$SerializationProxy": (1, 2, "I c,I t,I z,[ x [[F,[ y [[F", None),
+        "org.locationtech.jts.geom.Coordinate": (1, 2, "D x,D y,D z", None),
+        "org.locationtech.jts.geom.CoordinateArraySequence": (1, 2, "I dimension,I measures,[ coordinates [L", None),
+        "org.locationtech.jts.geom.LinearRing": (1, 2, "L points LS;", None),
+        "org.locationtech.jts.geom.Polygon": (1, 2, "L shell LR;,[ holes [L", None),
+        "org.locationtech.jts.geom.MultiPolygon": (1, 2, "[ geometries [L", None),
+        "qupath.lib.roi.GeometryROI$SerializationProxy": (1, 2, "I c,I t,I z,L geometry LG;", None),
         "[D": (4514449696888150558, 2, "", None),
         "qupath.lib.measurements.NumericMeasurementList$DoubleList": (1, 2, "[ values [D", layout.NUMERIC_LIST),
     }
@@ -278,6 +285,50 @@ def test_the_second_id_layout_and_open_lists_and_areas(tmp_path, more_classes):
     rewrite(tmp_path / "f", np.arange(7) < 5, PathObjects.empty())
     same(read_objects(tmp_path / "f"), read.take(np.arange(5, 7)))
     assert len(base) == 5
+
+
+def test_objects_of_03_have_no_place_for_metadata_they_lack(tmp_path):
+    def children(v, document):
+        plain = next(document.walk())[0]
+        parts = qpdata.Parts(plain)
+        measured = v.serial("qupath.lib.measurements.DefaultMeasurementList", b"", [v.array_list([])])
+        tail = plain.data[parts.stop :]
+        return [
+            Instance(plain.desc, [NULL, NULL, NULL, Block(bytes(4)), *tail]),
+            Instance(plain.desc, [NULL, NULL, measured, Block(bytes(4)), *tail]),
+            Instance(plain.desc, [NULL, NULL, v.metadata([("mine", Text(b"x"))]), NULL, Block(bytes(4)), *tail]),
+        ]
+
+    foreign_file(tmp_path / "f", lambda v, d: [], children)
+    read = read_objects(tmp_path / "f")
+    assert len(read) == 8 and len(set(read.ids.tolist())) == 8
+    assert read.metadata["mine"].tolist() == [None] * 7 + ["x"]
+    np.testing.assert_array_equal(read.polygons.area()[5:], read.polygons.area()[0])
+    before = (tmp_path / "f").read_bytes()
+    rewrite(tmp_path / "f", np.arange(8) < 0, PathObjects.empty())
+    assert (tmp_path / "f").read_bytes() == before
+
+
+def test_geometries_of_02_are_serialised_jts(more_classes):
+    from stqp.qupath.decode import roi
+
+    v = Vocabulary()
+    jts = "org.locationtech.jts.geom."
+
+    def ring(box):
+        corners = [*shapely.box(*box).exterior.coords]
+        points = [v.serial(jts + "Coordinate", struct.pack(">3d", x, y, np.nan), []) for x, y in corners]
+        sequence = v.serial(jts + "CoordinateArraySequence", bytes(8), [v.array(points)])
+        return v.serial(jts + "LinearRing", b"", [sequence])
+
+    polygon = v.serial(jts + "Polygon", b"", [ring((0, 0, 10, 10)), v.array([ring((2, 2, 4, 4))])])
+    several = v.serial(jts + "MultiPolygon", b"", [v.array([polygon, polygon])])
+    for geometry, n_rings in ((polygon, 2), (several, 4)):
+        node = v.serial("qupath.lib.roi.GeometryROI$SerializationProxy", struct.pack(">3i", -1, 0, 0), [geometry])
+        kind, rings, plane = roi(node)
+        assert (kind, len(rings), plane) == (RoiKind.GEOMETRY, n_rings, (-1, 0, 0))
+        assert [len(r) for r in rings] == [4] * n_rings
+        assert rings[1].min() == 2 and rings[0].max() == 10
 
 
 def test_a_reference_from_elsewhere_to_a_dropped_object_is_refused(tmp_path):
