@@ -60,7 +60,7 @@ def command(as_json: bool, verbose: bool, outs: Path, project: Path, **options: 
     gene are kept in the project's folder stqp/ as AnnData.
     """
     set_up_logging(verbose)
-    from stqp.sources.importing import import_xenium
+    from stqp.importing.xenium import import_xenium
 
     with progress_bar("Importing", "step") as progress:
         record = import_xenium(outs, project=project, progress=progress, **options)

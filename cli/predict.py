@@ -59,7 +59,7 @@ def command(
 ) -> None:
     """Find and type nuclei on slides with the network of RUN, into QuPath projects."""
     set_up_logging(verbose)
-    from stqp.inference.device import pick_device
+    from stqp.devices import pick_device
     from stqp.inference.model import load_predictor
     from stqp.inference.run import predict_targets
 

@@ -86,7 +86,7 @@ def run_demo(
     sample = timed(step, lambda: make_sample(folder / "sample", seed=seed, size=(size, size)))
 
     def import_it() -> Any:
-        from stqp.sources.importing import import_xenium
+        from stqp.importing.xenium import import_xenium
 
         return import_xenium(
             sample.outs, sample.he, sample.alignment, demo.project, labels=sample.labels, class_map=sample.class_map
@@ -110,7 +110,7 @@ def run_demo(
     step_predict = "Predicting nuclei on the slide"
 
     def predict_it() -> Any:
-        from stqp.inference.device import pick_device
+        from stqp.devices import pick_device
         from stqp.inference.model import load_predictor
         from stqp.inference.run import predict_targets
 

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from stqp.devices import pick_device
 from stqp.errors import InputError, UsageError
-from stqp.inference.device import pick_device
 
 Maps = dict[str, NDArray[np.float32]]
 WEIGHTS = "model.pth"

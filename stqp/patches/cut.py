@@ -128,18 +128,16 @@ def cut_patches(
     blocked = [(b.box[2] - b.box[0]) * sources[b.source].mpp / mpp for b in blocks]
     blocked += [(b.box[3] - b.box[1]) * sources[b.source].mpp / mpp for b in blocks]
     size = min(size, 16 * max(1, math.floor(min(blocked) / 16)))
-    with files.replacing(out) as temporary:
-        writer = PatchWriter(temporary, size, mpp, names)
-        number = [0, 0]
-        for done, (index, side) in enumerate(
-            zip(np.argsort([b.source for b in blocks], kind="stable"), held, strict=True)
-        ):
-            side = bool(held[index])
-            source = sources[blocks[index].source]
-            number[side] += _cut_block(writer, source, types[blocks[index].source], blocks[index], size, mpp, side)
+    order = np.argsort([b.source for b in blocks], kind="stable")
+    number = [0, 0]
+    with files.replacing(out) as temporary, PatchWriter(temporary, size, mpp, names) as writer:
+        for done, index in enumerate(order, start=1):
+            block_here, side = blocks[index], int(held[index])
+            here = block_here.source
+            number[side] += _cut_block(writer, sources[here], types[here], block_here, size, mpp, side == VALIDATION)
             if progress:
-                progress(done + 1, len(blocks))
-        writer.close([s.describe() for s in sources])
+                progress(done, len(blocks))
+        writer.finish([s.describe() for s in sources])
     for name, value in (("patches for training", number[0]), ("patches for validation", number[1])):
         record.count(name, value)
     record.count("spatial blocks", f"{len(blocks)} of {block_um:.0f} µm, {int(held.sum())} held out")

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stqp.errors import InputError
+from stqp.hdf5 import CarefulFile
 
 UNKNOWN_TYPE = 255
 TRAINING, VALIDATION = 0, 1
@@ -52,7 +53,8 @@ class PatchWriter:
     """
 
     def __init__(self, path: Path, size: int, mpp: float, classes: list[str]):
-        self._file = h5py.File(path, "w")
+        self._raw = CarefulFile(path)
+        self._file = h5py.File(self._raw, "w")
         self.size = size
         self._file.attrs.update({"format": 1, "mpp": mpp, "classes": json.dumps(classes)})
         for name, (dtype, rest) in _IMAGES.items():
@@ -71,11 +73,23 @@ class PatchWriter:
             data = self._file[name]
             data.resize(len(data) + 1, axis=0)
             data[-1] = value
+        self._raw.check()
 
-    def close(self, sources: list[dict[str, Any]]) -> None:
-        """Finish the file."""
+    def finish(self, sources: list[dict[str, Any]]) -> None:
+        """Add the list of the images that the patches come from."""
         self._file.attrs["sources"] = json.dumps(sources)
-        self._file.close()
+
+    def __enter__(self) -> "PatchWriter":
+        """Open as a context."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file; raises the first write that the disk refused."""
+        try:
+            self._file.close()
+        finally:
+            self._raw.close()
+            self._raw.check()
 
 
 class PatchFile:

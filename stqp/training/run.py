@@ -115,7 +115,7 @@ def train(
          "max_time": max_time, "device": device, "resume": resume},
     )  # fmt: skip
     _prepare(out, settings, resume)
-    from stqp.inference.device import pick_device
+    from stqp.devices import pick_device
     from stqp.patches.store import PatchFile
 
     chosen = pick_device(device)

@@ -9,8 +9,8 @@ import pytest
 from stqp_cli.import_xenium import command
 from stqp_cli.main import main
 
+from stqp.importing.xenium import import_xenium
 from stqp.qupath.project import QuPathProject
-from stqp.sources.importing import import_xenium
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_discard_corrections_reaches_the_function(arguments, monkeypatch, capsys
         seen.append(options["keep_corrections"])
         return import_xenium(outs, **options)
 
-    monkeypatch.setattr("stqp.sources.importing.import_xenium", fake)
+    monkeypatch.setattr("stqp.importing.xenium.import_xenium", fake)
     assert call(monkeypatch, *arguments) == 0
     assert call(monkeypatch, *arguments, "--discard-corrections") == 0
     assert seen == [True, False]

@@ -78,7 +78,9 @@ def test_what_cannot_be_predicted_is_said(run_folder, slide, tmp_path):
 
     assert isinstance(error_of(tmp_path, slide, "--project", tmp_path / "p"), InputError)  # no run
     assert isinstance(error_of(run_folder, slide, "--device", "cpu"), UsageError)  # no project
-    assert isinstance(error_of(run_folder, slide, "--project", tmp_path / "p", "--device", "cpu", "--window", 300), UsageError)
+    assert isinstance(
+        error_of(run_folder, slide, "--project", tmp_path / "p", "--device", "cpu", "--window", 300), UsageError
+    )
     problem = error_of(run_folder, slide, "--project", tmp_path / "p", "--device", "cpu", "--no-tissue")
     assert isinstance(problem, InputError) and "--mpp" in str(problem)
     absent = error_of(run_folder, tmp_path / "absent.svs", "--project", tmp_path / "p", "--device", "cpu")

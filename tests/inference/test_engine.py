@@ -5,10 +5,10 @@ import pytest
 from perfect_maps import CLASSES, ColourNetwork, grid_of_nuclei, paint
 from PIL import Image
 
+from stqp.devices import pick_device
 from stqp.errors import EnvironmentProblem, InputError, UsageError
 from stqp.evaluation.scores import score_maps
 from stqp.inference.detections import Detections, shape
-from stqp.inference.device import pick_device
 from stqp.inference.engine import Grid, predict_slide
 from stqp.inference.model import downsample_of
 from stqp.inference.polygonise import polygonise

@@ -15,18 +15,18 @@ from stqp.training.targets import hv_map
 
 def write(path, n=3, size=128):
     rng = np.random.default_rng(0)
-    writer = PatchWriter(path, size, 0.25, ["a", "b"])
     rows = []
-    for i in range(n):
-        instances = np.zeros((size, size), np.int32)
-        instances[20:50, 30:70] = 1
-        instances[80:110, 60:100] = 2
-        types = np.array([0, 1, UNKNOWN_TYPE], np.uint8)[instances]
-        image = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
-        rows.append((image, instances, types))
-        valid = np.ones((size, size), np.uint8)
-        writer.append((i * 10.0, 5.0), 0, i % 2, images=image, instances=instances, types=types, valid=valid)
-    writer.close([{"entry": "x"}])
+    with PatchWriter(path, size, 0.25, ["a", "b"]) as writer:
+        for i in range(n):
+            instances = np.zeros((size, size), np.int32)
+            instances[20:50, 30:70] = 1
+            instances[80:110, 60:100] = 2
+            types = np.array([0, 1, UNKNOWN_TYPE], np.uint8)[instances]
+            image = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+            rows.append((image, instances, types))
+            valid = np.ones((size, size), np.uint8)
+            writer.append((i * 10.0, 5.0), 0, i % 2, images=image, instances=instances, types=types, valid=valid)
+        writer.finish([{"entry": "x"}])
     return rows
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stqp.sources.importing import import_xenium
+from stqp.importing.xenium import import_xenium
 
 
 @pytest.fixture(scope="session")

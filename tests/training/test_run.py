@@ -160,7 +160,7 @@ def test_unlabelled_nuclei_only(project, tmp_path):
 
 
 def test_what_the_run_did_not_cover_is_masked(tmp_path, tmp_path_factory):
-    from stqp.sources.importing import import_xenium
+    from stqp.importing.xenium import import_xenium
     from stqp.synthetic import make_sample
 
     half = make_sample(tmp_path / "sample", seed=3, size=(800, 512), covered=0.5)
@@ -189,7 +189,6 @@ def test_fast_learns_a_step_and_runs_in_tiatoolbox(project, tmp_path):
     engine = MultiTaskSegmentor(model=model, batch_size=1, num_workers=0, device="cpu", verbose=False)
     patch = np.full((1, 256, 256, 3), 200, np.uint8)
     output = engine.run(
-        patch, patch_mode=True, ioconfig=IOInstanceSegmentorConfig(**manifest["ioconfig"]), output_type="dict",
-        return_probabilities=True,
+        patch, patch_mode=True, ioconfig=IOInstanceSegmentorConfig(**manifest["ioconfig"]), output_type="dict"
     )  # fmt: skip
-    assert output["nuclei_segmentation"]["predictions"][0].shape == (164, 164)
+    assert output["predictions"].shape == (1, 164, 164)

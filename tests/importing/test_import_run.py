@@ -10,13 +10,13 @@ import pytest
 from support import best_iou
 
 from stqp.errors import EnvironmentProblem, InputError, UsageError
+from stqp.importing.staged import StagedFiles
+from stqp.importing.xenium import import_xenium
 from stqp.polygons import Polygons
 from stqp.qupath.objects import ObjectKind, PathObjects
 from stqp.qupath.ownership import owned
 from stqp.qupath.project import QuPathProject
 from stqp.slides import open_slide
-from stqp.sources.importing import import_xenium
-from stqp.sources.staged import StagedFiles
 from stqp.synthetic import make_sample
 from stqp.taxonomy import color_of
 

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from stqp import files
 from stqp.errors import InputError, UsageError
+from stqp.hdf5 import write_anndata
+from stqp.importing.objects import KINDS, class_table, to_objects
+from stqp.importing.staged import StagedFiles
 from stqp.qupath.entry import ProjectEntry
 from stqp.qupath.objects import PathObjects
 from stqp.qupath.ownership import SOURCE_KEY, corrected, object_uuids, owned, stamp
@@ -23,9 +26,6 @@ from stqp.record import RunRecord
 from stqp.sample import SpatialSample
 from stqp.slides import open_slide
 from stqp.sources.building import read_xenium_sample
-from stqp.sources.h5 import write_anndata
-from stqp.sources.objects import KINDS, class_table, to_objects
-from stqp.sources.staged import StagedFiles
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""ST runs into QuPath projects: sources on the left, projects on the right."""
