@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stqp.errors import UsageError
 from stqp.polygons import Polygons
 from stqp.qupath.decode import ELLIPSE_VERTICES, ellipse
-from stqp.qupath.javastream import NULL, Array, Block, Instance, Text, encode
+from stqp.qupath.javanodes import NULL, Array, Block, Instance, Text, encode
 from stqp.qupath.layout import (
     DEFAULT_LIST,
     ELLIPSE,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stqp.polygons import Polygons
-from stqp.qupath.javastream import NULL, Array, Block, Instance, StreamError
+from stqp.qupath.javanodes import NULL, Array, Block, Instance, StreamError
 from stqp.qupath.layout import ID_KEY, KINDS, METADATA, Q, unpacked
 from stqp.qupath.objects import ObjectKind, PathObjects, RoiKind, random_ids
 from stqp.taxonomy import RGB

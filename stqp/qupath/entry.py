@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from stqp import files
 from stqp.qupath import qpdata, servers
+from stqp.qupath.document import backup_of
 from stqp.qupath.objects import ObjectKind, PathObjects
 from stqp.slides import Slide
 from stqp.taxonomy import RGB, color_of
@@ -114,7 +115,7 @@ class ProjectEntry:
             When the file is broken.
         """
         path = self._current()
-        backup = path.with_name(path.name + qpdata.BACKUP_SUFFIX)
+        backup = backup_of(path)
         if not path.exists() and not backup.exists():
             return PathObjects.empty()
         return qpdata.read_objects(path)
@@ -142,7 +143,7 @@ class ProjectEntry:
         """Write the objects to a file that takes its place at `commit`."""
         target = self.folder / _STAGED
         path = self._current()
-        if path.exists() or path.with_name(path.name + qpdata.BACKUP_SUFFIX).exists():
+        if path.exists() or backup_of(path).exists():
             drop = replace or (lambda present: np.zeros(len(present), bool))
             self._staged = qpdata.rewrite(path, drop, new, target)
         else:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stqp.qupath.javastream import ARRAY, BASE_HANDLE, BLOCK, END_BLOCK, NULL_TAG, OBJECT, REFERENCE, STRING
+from stqp.qupath.javanodes import ARRAY, BASE_HANDLE, BLOCK, END_BLOCK, NULL_TAG, OBJECT, REFERENCE, STRING
 from stqp.qupath.layout import (
     ARRAY_LIST,
     DEFAULT_LIST,

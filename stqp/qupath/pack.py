@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from stqp.polygons import Polygons
 from stqp.qupath.build import Plan
-from stqp.qupath.javastream import ARRAY, BLOCK, END_BLOCK, NULL_TAG, OBJECT, Writer, encode
+from stqp.qupath.javanodes import ARRAY, BLOCK, END_BLOCK, NULL_TAG, OBJECT, encode
+from stqp.qupath.javawriter import Writer
 from stqp.qupath.layout import DEFAULT_LIST, FLOAT_LIST, ID_KEY, KIND_CLASSES, MEASUREMENT, METADATA, POLYGON
 from stqp.qupath.objects import ObjectKind, RoiKind
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from stqp.polygons import Polygons
 from stqp.qupath.decode import Rows, numbers_at
 from stqp.qupath.grammar import Match, TextColumn, match
-from stqp.qupath.javastream import BASE_HANDLE, OBJECT, REFERENCE, ClassDesc, Instance, Reader, StreamError, decode
+from stqp.qupath.javanodes import BASE_HANDLE, OBJECT, REFERENCE, ClassDesc, Instance, StreamError, decode
+from stqp.qupath.javareader import Reader
 from stqp.qupath.layout import ID_KEY, KINDS
 from stqp.qupath.objects import Mask, ObjectKind, PathObjects, RoiKind, random_ids
 

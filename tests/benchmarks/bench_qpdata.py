@@ -1,7 +1,4 @@
-"""Objects a second for writing, reading and changing a .qpdata; run as a script.
-
-    python tests/benchmarks/bench_qpdata.py [objects]
-"""
+"""Objects a second for writing, reading and changing a .qpdata; run as a script: bench_qpdata.py [objects]."""
 
 import resource
 import sys
@@ -14,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from stqp.polygons import Polygons
-from stqp.qupath.javastream import Reader
+from stqp.qupath.javareader import Reader
 from stqp.qupath.objects import ObjectKind, PathObjects
 from stqp.qupath.ownership import object_uuids, owned, stamp
 from stqp.qupath.qpdata import read_objects, rewrite, write_new

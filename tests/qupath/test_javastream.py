@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from stqp.qupath.javastream import (
+from stqp.qupath.javanodes import (
     MAGIC,
     NULL,
     Array,
@@ -12,13 +12,13 @@ from stqp.qupath.javastream import (
     ClassDesc,
     EnumNode,
     Instance,
-    Reader,
     StreamError,
     Text,
-    Writer,
     decode,
     encode,
 )
+from stqp.qupath.javareader import Reader
+from stqp.qupath.javawriter import Writer
 
 
 def written(items):

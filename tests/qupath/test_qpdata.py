@@ -10,9 +10,12 @@ from qupath.qupath_objects import geometry_objects, many, same
 
 from stqp.errors import InputError, UsageError
 from stqp.polygons import Polygons
+from stqp.qupath import document as document_module
 from stqp.qupath import pack, qpdata, runs
-from stqp.qupath.decode import java_list
-from stqp.qupath.javastream import NULL, Array, Block, Instance, Reader, Text, Writer
+from stqp.qupath.decode import Parts, java_list
+from stqp.qupath.javanodes import NULL, Array, Block, Instance, Text
+from stqp.qupath.javareader import Reader
+from stqp.qupath.javawriter import Writer
 from stqp.qupath.layout import KINDS, Vocabulary
 from stqp.qupath.objects import ObjectKind, PathObjects, RoiKind
 from stqp.qupath.qpdata import read_objects, rewrite, write_new
@@ -199,8 +202,8 @@ def foreign_file(path, extra, children):
     document = qpdata._parse(path)
     v = Vocabulary(document._vocabulary._existing)
     made = children(v, document)
-    parts = qpdata.Parts(document.root)
-    qpdata._set_children(document.root, parts, document.root.data[parts.start : parts.stop] + made)
+    parts = Parts(document.root)
+    document_module._set_children(document.root, parts, document.root.data[parts.start : parts.stop] + made)
     document.items[-1:-1] = extra(v, document)
     document.save(path)
     return document_objects
@@ -290,7 +293,7 @@ def test_the_second_id_layout_and_open_lists_and_areas(tmp_path, more_classes):
 def test_objects_of_03_have_no_place_for_metadata_they_lack(tmp_path):
     def children(v, document):
         plain = next(document.walk())[0]
-        parts = qpdata.Parts(plain)
+        parts = Parts(plain)
         measured = v.serial("qupath.lib.measurements.DefaultMeasurementList", b"", [v.array_list([])])
         tail = plain.data[parts.stop :]
         return [

@@ -10,7 +10,10 @@ import shapely
 
 from stqp.polygons import Polygons
 from stqp.qupath import qpdata, runs
-from stqp.qupath.javastream import Instance, Reader, Text, Writer
+from stqp.qupath.decode import Parts
+from stqp.qupath.javanodes import Instance, Text
+from stqp.qupath.javareader import Reader
+from stqp.qupath.javawriter import Writer
 from stqp.qupath.objects import ObjectKind, PathObjects, RoiKind
 from stqp.qupath.project import QuPathProject
 
@@ -215,7 +218,7 @@ def is_hierarchy(item) -> bool:
 
 def children_of(hierarchy: Instance):
     root = hierarchy.get("rootObject")
-    parts = qpdata.Parts(root)
+    parts = Parts(root)
     return root.data[parts.start : parts.stop]
 
 
