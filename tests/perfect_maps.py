@@ -43,7 +43,9 @@ def hv_maps(inst: NDArray[np.integer]) -> NDArray[np.float32]:
     return hv
 
 
-def paint(inst: NDArray[np.integer], types: NDArray[np.integer], hv: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
+def paint(
+    inst: NDArray[np.integer], types: NDArray[np.integer], hv: NDArray[np.float32] | None = None
+) -> NDArray[np.uint8]:
     """An image that `ColourNetwork` reads: red is the class, green and blue the distances."""
     hv = hv_maps(inst) if hv is None else hv
     red = np.concatenate(([0], np.asarray(types)))[inst] * 50
@@ -55,7 +57,9 @@ class ColourNetwork:
 
     name = "stub"
 
-    def __init__(self, input_size: int = 256, output_size: int = 164, mpp: float = 0.25, classes: Sequence[str] = CLASSES):
+    def __init__(
+        self, input_size: int = 256, output_size: int = 164, mpp: float = 0.25, classes: Sequence[str] = CLASSES
+    ):
         self.input_size, self.output_size, self.mpp, self.classes = input_size, output_size, mpp, classes
         self.windows = 0
 

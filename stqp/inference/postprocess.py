@@ -73,9 +73,9 @@ def instances(np_prob: Floats, hv: Floats, bounds: Bounds | None = None) -> Labe
     """
     import cv2
     from scipy import ndimage
-    from skimage.segmentation import watershed
 
-    foreground = drop_small(ndimage.label(np.asarray(np_prob) >= THRESHOLD)[0], SMALLEST) > 0
+    pieces = drop_small(ndimage.label(np.asarray(np_prob) >= THRESHOLD)[0], SMALLEST)
+    foreground = pieces > 0
     result = np.zeros(foreground.shape, np.int32)
     if not foreground.any():
         return result
@@ -90,8 +90,7 @@ def instances(np_prob: Floats, hv: Floats, bounds: Bounds | None = None) -> Labe
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
     opened = cv2.morphologyEx(filled.astype(np.uint8), cv2.MORPH_OPEN, kernel)
     markers = drop_small(ndimage.label(opened)[0], SMALLEST)
-    found = watershed(landscape, markers=markers, mask=foreground)
-    return _renumber(found)
+    return _renumber(_flood(landscape, markers, pieces))
 
 
 def sobel_bounds(np_prob: Floats, hv: Floats) -> Bounds:
@@ -167,6 +166,26 @@ def combine_bounds(bounds: Sequence[Bounds], weights: Sequence[float]) -> Bounds
         total = np.cumsum(weight[order])
         result.append(float(column[order][np.searchsorted(total, total[-1] / 2)]))
     return result[0], result[1], result[2], result[3]
+
+
+def _flood(
+    landscape: NDArray[np.float32], markers: NDArray[np.integer], pieces: NDArray[np.integer]
+) -> NDArray[np.integer]:
+    """Watershed of connected pieces; one with a single marker goes to it without flooding."""
+    from skimage.segmentation import watershed
+
+    where = np.flatnonzero((markers > 0) & (pieces > 0))
+    piece, marker = pieces.reshape(-1)[where], markers.reshape(-1)[where]
+    marker_of = np.zeros(int(pieces.max()) + 1, markers.dtype)
+    marker_of[piece] = marker
+    shared = np.zeros(len(marker_of), np.bool_)
+    shared[piece[marker_of[piece] != marker]] = True
+    marker_of[shared] = 0
+    result = marker_of[pieces]
+    if shared.any():
+        mask = shared[pieces]
+        result += watershed(landscape, markers=markers, mask=mask).astype(result.dtype)
+    return result
 
 
 def _sobel(values: NDArray[np.float32], axis: int) -> NDArray[np.float64]:

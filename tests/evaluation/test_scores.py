@@ -224,7 +224,9 @@ def test_polygons_give_what_maps_give():
 def test_overlapping_polygons_a_later_covers_an_earlier():
     from stqp.polygons import Polygons
 
-    squares = Polygons.from_rings([[0, 0], [4, 0], [4, 4], [0, 4]] * 2 + [[2, 0], [6, 0], [6, 4], [2, 4]], [0, 4, 8, 12])
+    squares = Polygons.from_rings(
+        [[0, 0], [4, 0], [4, 4], [0, 4]] * 2 + [[2, 0], [6, 0], [6, 4], [2, 4]], [0, 4, 8, 12]
+    )
     table = from_polygons(squares, Polygons.empty(), [1, 2, 3], [])
     assert table.true_ids.tolist() == [2, 3] and table.true_area.tolist() == [8, 16]
     assert len(table.pred_ids) == 0

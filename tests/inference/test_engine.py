@@ -58,7 +58,7 @@ def test_the_result_does_not_depend_on_windows_and_tiles(painted):
 
 
 def test_boxes_limit_where_is_looked(painted):
-    path, inst, _ = painted
+    path, _, _ = painted
     boxes = [[300, 400, 700, 800], [1500, 1500, 1900, 1700]]
     network = ColourNetwork()
     with open_slide(path) as slide:

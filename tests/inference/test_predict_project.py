@@ -108,7 +108,7 @@ def test_the_record_maps_and_geojson_lie_beside(project, tmp_path):
     assert found.classes == dict(enumerate(CLASSES, start=1))
     assert ((found.inst > 0) == (INST > 0)).mean() > 0.999
 
-    names = {i: c for i, c in enumerate(CLASSES, start=1)}
+    names = dict(enumerate(CLASSES, start=1))
     (tmp_path / "truth").mkdir()
     np.savez(tmp_path / "truth" / "one.npz", inst=INST, ids=np.unique(INST)[1:], types=TYPES)
     (tmp_path / "truth" / "classes.json").write_text(json.dumps(names))
