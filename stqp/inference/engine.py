@@ -18,7 +18,7 @@ from stqp.inference import tiles
 from stqp.inference.detections import Detections
 from stqp.inference.model import Predictor, downsample_of
 from stqp.inference.store import MapStore
-from stqp.inference.tissue import find_tissue
+from stqp.inference.tissue import broken_file, find_tissue
 from stqp.slides import Slide
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,8 @@ class Grid:
         """Read a window's input."""
         around = (self.input_size - self.output_size) / 2
         x, y, _, _ = self.box(cell, around)
-        return slide.read(x, y, (self.input_size, self.input_size), self.downsample)
+        with broken_file(slide):
+            return slide.read(x, y, (self.input_size, self.input_size), self.downsample)
 
 
 def slide_mpp(slide: Slide, mpp: float | None = None) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stqp.devices import pick_device
-from stqp.errors import InputError, UsageError
+from stqp.errors import EnvironmentProblem, InputError, UsageError
 
 Maps = dict[str, NDArray[np.float32]]
 WEIGHTS = "model.pth"
@@ -77,9 +77,15 @@ class TorchPredictor:
         """As `Predictor.predict`; mixed precision on CUDA."""
         import torch
 
-        with torch.inference_mode(), torch.autocast("cuda", enabled=self.device.startswith("cuda")):
-            images = torch.from_numpy(np.ascontiguousarray(batch)).to(self.device).permute(0, 3, 1, 2).float()
-            out = self.network(images)
+        try:
+            with torch.inference_mode(), torch.autocast("cuda", enabled=self.device.startswith("cuda")):
+                images = torch.from_numpy(np.ascontiguousarray(batch)).to(self.device).permute(0, 3, 1, 2).float()
+                out = self.network(images)
+        except torch.OutOfMemoryError as error:
+            raise EnvironmentProblem(
+                f"the memory of {self.device} is too small for {len(batch)} windows of {self.input_size} px; "
+                "use a smaller --batch-size or --window"
+            ) from error
         result = {
             "np": torch.softmax(out["np"].float(), 1)[:, 1],
             "hv": out["hv"].float().permute(0, 2, 3, 1),

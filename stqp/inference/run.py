@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -134,7 +135,7 @@ def predict_targets(
                     map_file=maps / f"{stem}.npz" if maps else None, progress=progress,
                 )  # fmt: skip
         except (InputError, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             failed.append(f"{job.name}: {error}")
             logger.error("%s", failed[-1])

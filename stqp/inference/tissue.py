@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stqp.errors import InputError, StqpError
 from stqp.slides import Slide
 
 _SIDE = 2048  # px of the overview, at most
@@ -35,6 +38,19 @@ class TissueMask:
         left, top = max(int(x0 / self.step), 0), max(int(y0 / self.step), 0)
         right, bottom = int(np.ceil(x1 / self.step)), int(np.ceil(y1 / self.step))
         return bool(self.mask[top:bottom, left:right].any())
+
+
+@contextmanager
+def broken_file(slide: Slide) -> Iterator[None]:
+    """Turn what the readers raise in the middle of a broken file into `InputError`."""
+    try:
+        yield
+    except StqpError:
+        raise
+    except Exception as error:  # the readers raise dozens of kinds
+        raise InputError(
+            f"{slide.path} cannot be read to its end ({type(error).__name__}: {error}); is it whole?"
+        ) from error
 
 
 def find_tissue(slide: Slide, mpp: float) -> TissueMask:
@@ -72,5 +88,6 @@ def _overview(slide: Slide, step: float) -> NDArray[np.uint8]:
     for y in range(0, height, block):
         for x in range(0, width, block):
             size = min(block, width - x), min(block, height - y)
-            result[y : y + size[1], x : x + size[0]] = slide.read(x * step, y * step, size, step)
+            with broken_file(slide):
+                result[y : y + size[1], x : x + size[0]] = slide.read(x * step, y * step, size, step)
     return result

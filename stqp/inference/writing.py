@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,7 +107,8 @@ def _inside_any(xy: NDArray[np.float64], objects: PathObjects) -> NDArray[np.boo
     if len(objects) and len(xy):
         import shapely
 
-        tree = shapely.STRtree(shapely.points(xy).tolist())
+        points_at: NDArray[Any] = np.asarray(shapely.points(xy), dtype=object)
+        tree = shapely.STRtree(points_at)
         shapes = objects.polygons.to_shapely()
         _, points = tree.query(shapes, predicate="intersects")
         inside[points] = True

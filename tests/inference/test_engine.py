@@ -134,6 +134,12 @@ def test_errors_of_reading_reach_the_caller(painted):
         def fail(*_args):
             raise InputError("the file ends early")
 
+        def fail_inside(*_args):
+            raise KeyError("strip 17")
+
+        slide.read = fail_inside
+        with pytest.raises(InputError, match=r"strip 17.*is it whole"):
+            predict_slide(slide, ColourNetwork(), mpp=0.25, tissue=False)
         slide.read = fail
         with pytest.raises(InputError, match="ends early"):
             predict_slide(slide, ColourNetwork(), mpp=0.25, tissue=False)
