@@ -197,9 +197,7 @@ class Match:
         return owner[order], place[order]
 
 
-def match(
-    data: NDArray[np.uint8], starts: Ints, kinds: Mapping[int, ObjectKind], handles: Mapping[str, int]
-) -> Match:
+def match(data: NDArray[np.uint8], starts: Ints, kinds: Mapping[int, ObjectKind], handles: Mapping[str, int]) -> Match:
     """Match objects without children whose outline is a polygon or a rectangle.
 
     Parameters

@@ -45,8 +45,7 @@ _KNOWN: dict[str, tuple[int, int, str, str | None]] = {
     "java.util.Locale": (
         9149081749638150636,
         _SW,
-        f"I hashcode,L country {_TEXT},L extensions {_TEXT},L language {_TEXT},L script {_TEXT},"
-        f"L variant {_TEXT}",
+        f"I hashcode,L country {_TEXT},L extensions {_TEXT},L language {_TEXT},L script {_TEXT},L variant {_TEXT}",
         None,
     ),
     "java.lang.Enum": (0, _EN, "", None),
@@ -79,8 +78,7 @@ _KNOWN: dict[str, tuple[int, int, str, str | None]] = {
     STATS: (
         1,
         _S,
-        "D areaCached,F centroidXCached,F centroidYCached,D maxX,D maxY,D minX,D minY,I nVertices,"
-        "D perimeterCached",
+        "D areaCached,F centroidXCached,F centroidYCached,D maxX,D maxY,D minX,D minY,I nVertices,D perimeterCached",
         None,
     ),
     DEFAULT_LIST: (1, _S, "L list Ljava/util/ArrayList;", None),
@@ -116,9 +114,7 @@ class Vocabulary:
         QuPath classes of that stream by their full text.
     """
 
-    def __init__(
-        self, existing: dict[str, ClassDesc] | None = None, path_classes: dict[str, Instance] | None = None
-    ):
+    def __init__(self, existing: dict[str, ClassDesc] | None = None, path_classes: dict[str, Instance] | None = None):
         self._descs: dict[str, ClassDesc] = {}
         self._existing = existing or {}
         self._texts: dict[str, Text] = {}
@@ -158,9 +154,7 @@ class Vocabulary:
             self._texts[text] = Text(encode(text))
         return self._texts[text]
 
-    def serial(
-        self, name: str, primitives: bytes, others: list[Any], extra: list[Any] | None = None
-    ) -> Instance:
+    def serial(self, name: str, primitives: bytes, others: list[Any], extra: list[Any] | None = None) -> Instance:
         """Object of a class without a parent."""
         return Instance(self.desc(name), [(primitives, others, extra)])
 

@@ -127,9 +127,9 @@ class PathObjects:
             probability=np.full(n, np.nan) if probability is None else np.array(probability, np.float64),
             locked=np.full(n, locked, bool) if np.ndim(locked) == 0 else np.asarray(locked, bool),
             parent=np.full(n, -1, np.int64) if parent is None else np.asarray(parent, np.int64),
-            roi_kind=np.where(
-                np.diff(polygons.geom_offsets) == 1, int(RoiKind.POLYGON), int(RoiKind.GEOMETRY)
-            ).astype(np.uint8),
+            roi_kind=np.where(np.diff(polygons.geom_offsets) == 1, int(RoiKind.POLYGON), int(RoiKind.GEOMETRY)).astype(
+                np.uint8
+            ),
             plane=np.tile(np.array([-1, 0, 0], np.int32), (n, 1)),
             nuclei=nuclei,
             metadata={key: _texts(value, n) for key, value in (metadata or {}).items()},

@@ -49,9 +49,7 @@ def stamp(objects: PathObjects, source: str, run: str) -> PathObjects:
         joined = Polygons.from_shapely(objects.polygons.take(several).to_shapely())
         place = np.arange(n)
         place[several] = n + np.arange(len(several))
-        objects = dataclasses.replace(
-            objects, polygons=Polygons.concatenate([objects.polygons, joined]).take(place)
-        )
+        objects = dataclasses.replace(objects, polygons=Polygons.concatenate([objects.polygons, joined]).take(place))
     marks = {
         SOURCE_KEY: np.full(n, source, object),
         RUN_KEY: np.full(n, run, object),
@@ -88,9 +86,7 @@ def written_classes(objects: PathObjects) -> Objects:
     return result
 
 
-def replacement(
-    present: PathObjects, new: PathObjects, source: str, keep_corrected: bool = True
-) -> tuple[Mask, Mask]:
+def replacement(present: PathObjects, new: PathObjects, source: str, keep_corrected: bool = True) -> tuple[Mask, Mask]:
     """Decide what a second run of a source takes out and what it adds.
 
     Parameters

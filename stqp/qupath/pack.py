@@ -190,9 +190,7 @@ class Fresh:
         columns.rows(count.astype(">i4"))
         for codes, texts in plan.shared.values():
             here_codes = set(np.unique(codes[i]).tolist())
-            options = [
-                ref(v.text(t)) if t is not None and c in here_codes else b"" for c, t in enumerate(texts)
-            ]
+            options = [ref(v.text(t)) if t is not None and c in here_codes else b"" for c, t in enumerate(texts)]
             columns.choice(options, codes[i])
         for column in plan.own.values():
             columns.texts(column[i].tolist(), b"")

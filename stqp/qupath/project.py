@@ -16,11 +16,11 @@ from numpy.typing import ArrayLike
 
 from stqp import files
 from stqp.errors import InputError, UsageError
+from stqp.locking import LOCK_NAME, FolderLock, is_stale, read_lock
 from stqp.qupath import entry as entries
 from stqp.qupath import servers
 from stqp.qupath.entry import ProjectEntry
 from stqp.qupath.layout import packed, unpacked
-from stqp.qupath.locking import LOCK_NAME, ProjectLock, is_stale, read_lock
 from stqp.qupath.objects import PathObjects
 from stqp.slides import Slide
 from stqp.taxonomy import RGB
@@ -51,7 +51,7 @@ class QuPathProject:
         self._json: dict[str, Any] = {}
         self._classes: list[dict[str, Any]] = []
         self._entries: list[ProjectEntry] = []
-        self._lock: ProjectLock | None = None
+        self._lock: FolderLock | None = None
         self._created_folder = False
         self._existed = False
         self._project_changed = False
@@ -112,7 +112,7 @@ class QuPathProject:
                     self.folder.mkdir(parents=True)
                 self._created_folder = True
             left_over = _left_by_killed_run(self.folder)
-            self._lock = ProjectLock(self.folder, creating=not self._existed)
+            self._lock = FolderLock(self.folder, creating=not self._existed)
             if left_over and not self._existed:
                 self._remove_own_parts()
         if self._existed:
@@ -370,4 +370,3 @@ def _in_order(content: dict[str, Any]) -> dict[str, Any]:
 
 def _now() -> int:
     return int(time.time() * 1000)
-

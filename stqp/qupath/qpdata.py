@@ -213,5 +213,3 @@ def _parse(path: Path) -> Document:
             path_classes.setdefault(class_text(node)[0], node)
     vocabulary = Vocabulary(reader.classes, path_classes)
     return Document(items, root, vocabulary, reader.next_handle)
-
-

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stqp import files
 from stqp.errors import EnvironmentProblem, InputError, UsageError
+from stqp.locking import LOCK_NAME, FolderLock
 from stqp.record import RunRecord
 from stqp.training.network import MPP, architecture, build_network, cost, initialize
 
@@ -117,28 +118,44 @@ def train(
     _prepare(out, settings, resume)
     from stqp.devices import pick_device
     from stqp.patches.store import PatchFile
+    from stqp.training.module import Budget
 
     chosen = pick_device(device)
     if epochs is None and max_steps is None and max_time is None:
         epochs = 50
-    split_file = out / "split.json"
-    if not (resume and (out / PATCHES).is_file() and split_file.is_file()):
-        from stqp.patches.cut import cut_patches
+    new = not out.exists()
+    with files.disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(out, creating=False, what="run")
+    try:
+        split_file = out / "split.json"
+        if not (resume and (out / PATCHES).is_file() and split_file.is_file()):
+            from stqp.patches.cut import cut_patches
 
-        size = 512 if arch != "original" else 560
-        cut = cut_patches(
-            projects, out / PATCHES, record, entries=entries, classes=classes, objects=objects, size=size, mpp=MPP,
-            block=block, validation=validation, seed=seed, progress=cut_progress,
-        )  # fmt: skip
-        files.write_json(split_file, cut.split)
-    files.write_json(out / SETTINGS, {**asdict(settings), "projects": [str(p) for p in projects]})
-    patches = PatchFile(out / PATCHES)
-    from stqp.training.module import Budget
-
-    budget = Budget(epochs, max_steps, max_time)
-    results = _fit(patches, out, settings, budget, chosen, workers, resume, progress, record)
-    record.results.update(results)
-    record.write(out / RECORD)
+            cut = cut_patches(
+                projects,
+                out / PATCHES,
+                record,
+                entries=entries,
+                classes=classes,
+                objects=objects,
+                size=512 if arch != "original" else 560,
+                mpp=MPP,
+                block=block,
+                validation=validation,
+                seed=seed,
+                progress=cut_progress,
+            )
+            files.write_json(split_file, cut.split)
+        files.write_json(out / SETTINGS, {**asdict(settings), "projects": [str(p) for p in projects]})
+        patches = PatchFile(out / PATCHES)
+        budget = Budget(epochs, max_steps, max_time)
+        record.results.update(_fit(patches, out, settings, budget, chosen, workers, resume, progress, record))
+        record.write(out / RECORD)
+    finally:
+        lock.release()
+        if new and not any(out.iterdir()):
+            out.rmdir()
     return record
 
 
@@ -160,10 +177,16 @@ def _prepare(out: Path, settings: Settings, resume: bool) -> None:
         ]
         if changed:
             raise UsageError(f"the run in {out} cannot go on with other settings: {'; '.join(changed)}")
-    elif out.is_dir() and any(out.iterdir()) and not (out / PATCHES).exists():
+    elif out.is_dir() and not _was_begun(out):
         raise InputError(f"{out} is not empty and holds no run of stqp; choose another --out")
     elif resume and not known.is_file():
         raise UsageError(f"there is no run to resume in {out}")
+
+
+def _was_begun(out: Path) -> bool:
+    """Whether a folder is empty but for what a run leaves that was killed while it cut patches."""
+    names = {p.name for p in out.iterdir()} - {LOCK_NAME, PATCHES, "split.json"}
+    return all(name.startswith(f".{PATCHES}.") for name in names)
 
 
 def _fit(

@@ -13,9 +13,9 @@ from PIL import Image
 from qupath.qupath_objects import many, same
 
 from stqp.errors import EnvironmentProblem, InputError, UsageError
+from stqp.locking import LOCK_NAME
 from stqp.qupath import qpdata, servers
 from stqp.qupath.entry import ProjectEntry, safe_name
-from stqp.qupath.locking import LOCK_NAME
 from stqp.qupath.objects import ObjectKind
 from stqp.qupath.project import QuPathProject
 from stqp.slides import open_slide

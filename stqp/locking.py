@@ -1,4 +1,4 @@
-"""One stqp at a time writes a project: a lock file that names its holder."""
+"""One stqp at a time writes a folder: a lock file that names its holder."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ LOCK_NAME = ".stqp.lock"
 _held: set[Path] = set()
 
 
-class ProjectLock:
-    """Holds the lock of a project's folder.
+class FolderLock:
+    """Holds the lock of a folder.
 
     Parameters
     ----------
     folder
         Exists.
     creating
-        Whether the project does not exist yet: what is found beside a stale lock of this sort was left by
-        a run that was killed.
+        Whether what the folder is for does not exist yet: what is found beside a stale lock of this sort was
+        left by a run that was killed.
+    what
+        What the folder is, for messages.
 
     Raises
     ------
     EnvironmentProblem
-        When another process, or this one, has the project open for writing.
+        When another process, or this one, writes there.
     """
 
-    def __init__(self, folder: Path, creating: bool):
+    def __init__(self, folder: Path, creating: bool, what: str = "project"):
         self._path = (folder / LOCK_NAME).resolve()
         content = {"pid": os.getpid(), "host": platform.node(), "began": _began(os.getpid()), "creating": creating}
         with files.disk_errors(self._path):
@@ -44,12 +46,12 @@ class ProjectLock:
                     holder = read_lock(folder)
                     if holder is not None and not is_stale(holder, self._path):
                         raise EnvironmentProblem(
-                            f"the project {folder} is being written by process {holder.get('pid')} on "
+                            f"the {what} {folder} is being written by process {holder.get('pid')} on "
                             f"{holder.get('host')}; wait for it, or delete {LOCK_NAME} if it is gone"
                         ) from None
                     self._path.unlink(missing_ok=True)
             else:
-                raise EnvironmentProblem(f"the project {folder} is being opened by another process; try again")
+                raise EnvironmentProblem(f"the {what} {folder} is being opened by another process; try again")
             with os.fdopen(handle, "w") as file:
                 json.dump(content, file)
         _held.add(self._path)
