@@ -195,9 +195,7 @@ def test_two_samples_on_one_slide(sample, project):
     record = run(sample, project, name="file")
     folder = folder_of(project)
     description = json.loads((folder / "sample.json").read_text())
-    assert description["sample"] == "file" and set(description["other_samples"]) == {
-        "made_up_by_stqp-synthetic"
-    }
+    assert description["sample"] == "file" and set(description["other_samples"]) == {"made_up_by_stqp-synthetic"}
     assert len(description["coverage"]) == 2 and description["expression"] == "cells-file.h5ad"
     assert (folder / "cells.h5ad").is_file() and (folder / "cells-file.h5ad").is_file()
     assert any("two outlines" in w for w in record.warnings)

@@ -419,7 +419,7 @@ def test_uris_of_others(uri, path):
     ("name", "safe"),
     [
         ("a.svs", "a.svs"),
-        ("a/b\\c:d*e?f\"g<h>i|j", "a_b_c_d_e_f_g_h_i_j"),
+        ('a/b\\c:d*e?f"g<h>i|j', "a_b_c_d_e_f_g_h_i_j"),
         ("CON", "_CON"),
         ("nul.txt", "_nul.txt"),
         ("dots...", "dots"),
