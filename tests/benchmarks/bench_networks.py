@@ -25,10 +25,8 @@ def main():
             network(batch)
             seconds[name] = time.perf_counter() - started
         limits = " (limits 3 M and 8 GFLOP)" if name == "lite" else ""
-        print(
         price = f"{parameters / 1e6:.2f} M parameters, {gflop:.1f} GFLOP{limits}"
         print(f"{name}: {price}, {seconds[name]:.3f} s a {size} px patch")
-        )
     print(f"fast / lite: {seconds['fast'] / seconds['lite']:.0f} times the time")
 
 
