@@ -121,7 +121,7 @@ class Slide:
             math.ceil((y + height * downsample) / step) + 2,
         )
         source = self.read_level(level, left, top, right - left, bottom - top)
-        side = round(ratio)
+        side = max(1, round(ratio))
         if side > 1:  # an area mean before the resampling, or fine texture would alias
             source = cv2.blur(source, (side, side))
         # pixel centres: result (u + 0.5) * downsample + x = (s + 0.5 + left) * step

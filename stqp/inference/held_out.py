@@ -24,7 +24,7 @@ def held_out_boxes(run: Path) -> dict[str, Boxes]:
     boxes: dict[str, Boxes] = {}
     for item in items:
         if item.get("boxes"):
-            boxes.setdefault(str(item["image"]), []).extend(item["boxes"])
+            boxes.setdefault(str(item["entry"]), []).extend(item["boxes"])
     if not boxes:
         raise InputError(f"the run {run} held nothing out (its manifest has no validation boxes)")
     return boxes

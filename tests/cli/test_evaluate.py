@@ -113,7 +113,7 @@ def test_a_class_absent_from_the_truth(tmp_path):
 
 def test_held_out_boxes_of_a_run(folders, tmp_path):
     boxes = [[0, 0, 75, 75]]
-    split = {"training": [], "validation": [{"image": "image2.svs", "project": "p", "boxes": boxes}]}
+    split = {"training": [], "validation": [{"entry": "image2.svs", "project": "p", "boxes": boxes}]}
     manifest = {"architecture": "lite", "classes": [], "mpp": 0.25, "split": split}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     found = evaluate_maps(*folders, held_out=tmp_path)

@@ -164,7 +164,7 @@ def test_held_out_blocks_are_predicted_and_scored_alone(project, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     boxes = [[0, 0, 250, 250], [250, 250, 500, 400]]
-    split = {"training": [], "validation": [{"image": "one.png", "project": str(project), "boxes": boxes}]}
+    split = {"training": [], "validation": [{"entry": "one.png", "project": str(project), "boxes": boxes}]}
     manifest = {"architecture": "lite", "classes": CLASSES, "mpp": 0.25, "split": split}
     (run / "manifest.json").write_text(json.dumps(manifest))
     predict_targets(ColourNetwork(), [project])
