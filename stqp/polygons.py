@@ -103,6 +103,8 @@ class Polygons:
         chosen = np.asarray(index)
         if chosen.dtype == bool:
             chosen = np.flatnonzero(chosen)
+        elif not chosen.size:
+            chosen = np.empty(0, np.int64)  # an empty list has no integers in it
         rings = _expand(self.geom_offsets, chosen)
         vertices = _expand(self.ring_offsets, rings)
         return Polygons(

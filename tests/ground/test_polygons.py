@@ -79,7 +79,7 @@ def test_take_concatenate_and_empty():
     assert np.isnan(both.centroid()[-1]).all() and np.isnan(both.bounds()[-1]).all()
     assert not both.take([len(both) - 1]).rasterize((5, 5)).any()
     assert shapely.is_empty(both.to_shapely()[-1])
-    assert len(Polygons.concatenate([])) == 0 and len(Polygons.empty().area()) == 0
+    assert len(polygons.take([])) == 0 and len(Polygons.concatenate([])) == 0 and len(Polygons.empty().area()) == 0
 
 
 def test_a_repeated_last_vertex_is_dropped():
