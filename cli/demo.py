@@ -62,4 +62,4 @@ def command(
     click.echo("\nDetections in the blocks that training did not see, against the nuclei of the ST run:\n")
     click.echo("\n".join(table(demo.scores)))
     click.echo(f"\n{sum(demo.seconds.values()):.0f} seconds; look at {demo.picture}")
-    click.echo(f"Open in QuPath:  QuPath --project {demo.project.resolve() / 'project.qpproj'}")
+    click.echo(f"Open in QuPath:  QuPath -p {demo.project.resolve() / 'project.qpproj'}")
