@@ -1,6 +1,7 @@
 """The house keeps its order: rooms import from the left of them in the way of the data, never back."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import stqp
@@ -72,3 +73,12 @@ def test_modules_stay_small():
         if lines > 400:
             long[str(path.relative_to(ROOT))] = lines
     assert not long, long
+
+
+def test_every_package_is_installed():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = {*project["tool"]["setuptools"]["packages"]} - {"stqp_cli"}
+    house = Path(__file__).parents[1] / "stqp"
+    there = {"stqp", *(f"stqp.{p.parent.name}" for p in house.glob("*/__init__.py"))}
+    assert listed == there
+    assert {p.parent for p in house.rglob("*.py")} == {house / n.removeprefix("stqp").strip(".") for n in there}

@@ -17,6 +17,7 @@ Attributes: ``format`` (1), ``mpp``, and as JSON ``classes`` (class ``i`` has nu
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,7 @@ class PatchFile:
     def __init__(self, path: Path):
         self.path = Path(path)
         self._open: h5py.File | None = None
+        self._opener = 0
         try:
             with h5py.File(self.path, "r") as file:
                 self.mpp = float(file.attrs["mpp"])
@@ -120,8 +122,8 @@ class PatchFile:
 
     def read(self, index: int) -> dict[str, NDArray[Any]]:
         """One patch: its ``images``, ``instances``, ``types`` and ``valid``."""
-        if self._open is None:
-            self._open = h5py.File(self.path, "r")
+        if self._open is None or self._opener != os.getpid():  # a forked process must not share the file
+            self._open, self._opener = h5py.File(self.path, "r"), os.getpid()
         return {name: self._open[name][index] for name in _IMAGES}
 
     def close(self) -> None:

@@ -233,7 +233,7 @@ def _fit(
         callbacks.append(Report(progress))
     trainer = lightning.Trainer(
         accelerator={"cuda": "gpu"}.get(device, device),
-        devices="auto" if device == "cuda" else 1,
+        devices=1,
         precision="16-mixed" if device == "cuda" else "32-true",
         max_epochs=budget.epochs or -1,
         max_steps=budget.steps or -1,

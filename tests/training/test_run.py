@@ -1,6 +1,7 @@
 """Training runs, from a project to a checkpoint that TIAToolbox runs."""
 
 import csv
+import errno
 import json
 import shutil
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from stqp.errors import InputError, UsageError
+from stqp.errors import EnvironmentProblem, InputError, UsageError
+from stqp.locking import FolderLock
 from stqp.patches.cut import cut_patches
 from stqp.patches.store import UNKNOWN_TYPE, VALIDATION, PatchFile
 from stqp.qupath.objects import ObjectKind
@@ -131,6 +133,27 @@ def test_the_same_seed_gives_the_same_network(project, tmp_path):
         train([project], tmp_path / name, max_steps=2, validation=0.0, **QUICK)
         digests.append(read_manifest(tmp_path / name)["weights"]["sha256"])
     assert digests[0] == digests[1]
+
+
+def test_two_runs_do_not_write_one_folder(project, tmp_path):
+    (tmp_path / "run").mkdir()
+    lock = FolderLock(tmp_path / "run", creating=False, what="run")
+    try:
+        with pytest.raises(EnvironmentProblem, match="is being written"):
+            train([project], tmp_path / "run", **QUICK)
+    finally:
+        lock.release()
+
+
+def test_a_full_disk_while_patches_are_cut(project, tmp_path, monkeypatch):
+    def full(self, data):
+        self._error = self._error or OSError(errno.ENOSPC, "no space")
+        return memoryview(data).nbytes
+
+    monkeypatch.setattr("stqp.hdf5.CarefulFile.write", full)
+    with pytest.raises(EnvironmentProblem, match="disk is full"):
+        train([project], tmp_path / "run", **QUICK)
+    assert not (tmp_path / "run").exists()
 
 
 def test_bad_input(project, tmp_path):
