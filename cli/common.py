@@ -25,9 +25,22 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 PATH = click.Path(path_type=Path)
 
 
+class _BesideBars(logging.Handler):
+    """Writes to stderr, above a progress bar where one is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one message."""
+        if "tqdm" in sys.modules:
+            from tqdm import tqdm
+
+            tqdm.write(self.format(record), file=sys.stderr)
+        else:
+            click.echo(self.format(record), err=True)
+
+
 def set_up_logging(verbose: bool = False) -> None:
     """Send stqp's messages to stderr, and keep other packages' chatter from stdout."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _BesideBars()
     handler.setFormatter(logging.Formatter("%(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]  # tiatoolbox adds one that writes to stdout where there is none
@@ -54,6 +67,8 @@ def progress_bar(label: str, unit: str = "it") -> Iterator[Callable[[int, int], 
         def update(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
+            if done >= total:
+                bar.close()
 
         yield update
     finally:

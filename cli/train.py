@@ -1,14 +1,15 @@
 """`stqp train`."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
-from stqp_cli.common import PATH, json_option, report, set_up_logging, verbose_option
+from stqp_cli.common import PATH, json_option, progress_bar, report, set_up_logging, verbose_option
 
 EPILOG = """\b
 Examples:
-  stqp train slide.qpproj-folder --out runs/first
+  stqp train slide --out runs/first
   stqp train projects/* --out runs/lite --arch lite --max-time 60
   stqp train slide --out runs/first --resume
 
@@ -86,27 +87,29 @@ def command(as_json: bool, verbose: bool, projects: tuple[Path, ...], out: Path,
     segmentation, not typing.
     """
     set_up_logging(verbose)
-    import sys
-
-    from stqp_cli.common import progress_bar
     from tqdm import tqdm
 
-    from stqp.training.run import train
+    from stqp.training.run import CHECKPOINT, train
 
-    bar_format = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
-    bar: Any = tqdm(total=1.0, desc="Training", file=sys.stderr, disable=None, leave=False, bar_format=bar_format)
+    bars: list[Any] = []
+
+    def progress(fraction: float, numbers: dict[str, float]) -> None:
+        if not bars:  # the bar's clock starts with the first step, not with the patches
+            layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
+            style = {"file": sys.stderr, "disable": None, "leave": False, "bar_format": layout}
+            bars.append(tqdm(total=1.0, initial=fraction, desc="Training", **style))
+        shown = {k: f"{v:.3g}" for k, v in numbers.items() if k in ("loss", "pq", "f_d")}
+        bars[0].set_postfix(step=int(numbers["step"]), **shown, refresh=False)
+        bars[0].update(fraction - bars[0].n)
+
     try:
-
-        def progress(fraction: float, numbers: dict[str, float]) -> None:
-            shown = {k: f"{v:.3g}" for k, v in numbers.items() if k in ("loss", "pq", "f_d")}
-            bar.set_postfix(step=int(numbers["step"]), **shown, refresh=False)
-            bar.update(fraction - bar.n)
-
         with progress_bar("Cutting patches", "block") as cut_progress:
             record = train([*projects], out, progress=progress, cut_progress=cut_progress, **options)
     except KeyboardInterrupt:
-        click.echo(f"\nStopped; what was learnt is kept. Go on with the same command and --resume ({out}).", err=True)
+        if (out / CHECKPOINT).is_file():
+            click.echo("\nStopped; what was learnt is kept. Go on with the same command and --resume.", err=True)
         raise
     finally:
-        bar.close()
+        for bar in bars:
+            bar.close()
     report(record, as_json, f"run: {out}", f"Next: stqp predict {out} SLIDE_OR_PROJECT")
