@@ -145,7 +145,11 @@ def _written(objects: PathObjects) -> Objects:
     """Class text and checksum of the outline in the precision of the file."""
     polygons = objects.polygons
     # sorted, as the way through a geometry with holes may begin a ring elsewhere; 0.0 and -0.0 are one place
-    vertices = polygons.coords.astype("<f4") + np.float32(0)
+    several = np.diff(polygons.geom_offsets) != 1
+    # QuPath 0.6 and later round what is stored as WKB, shapes of several rings, to a hundredth of a pixel
+    rounded = np.floor(polygons.coords / 0.01 + 0.5) * 0.01
+    coords = np.where(several[polygons.vertex_owner][:, None], rounded, polygons.coords)
+    vertices = coords.astype("<f4") + np.float32(0)
     order = np.lexsort((vertices[:, 1], vertices[:, 0], polygons.vertex_owner))
     raw = vertices[order].astype("<f4").tobytes()
     ends = polygons.ring_offsets[polygons.geom_offsets] * 8

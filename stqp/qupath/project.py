@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -246,8 +247,14 @@ class QuPathProject:
     ) -> None:
         """Do what `ProjectEntry.write_objects` says."""
         self._check_writable()
-        entry.stage_objects(new, replace)
-        self.add_classes(entries.colors_in_use(new))
+        # the project's colour wins in QuPath, so it is the one to write
+        colored = dataclasses.replace(new, class_colors={**new.class_colors, **self._colors_of(new)})
+        entry.stage_objects(colored, replace)
+        self.add_classes(entries.colors_in_use(colored))
+
+    def _colors_of(self, objects: PathObjects) -> dict[str, RGB]:
+        used = set(objects.classes.tolist())
+        return {name: color for name, color in self.classes.items() if name in used}
 
     def mark_changed(self) -> None:
         """Have the project file written at the next save."""

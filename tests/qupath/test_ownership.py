@@ -5,6 +5,8 @@ import uuid
 
 import numpy as np
 import pytest
+import shapely
+from PIL import Image
 from qupath.qupath_objects import discs, geometry_objects, many, same
 
 from stqp.polygons import Polygons
@@ -18,7 +20,9 @@ from stqp.qupath.ownership import (
     stamp,
     written_classes,
 )
+from stqp.qupath.project import QuPathProject
 from stqp.qupath.qpdata import read_objects, write_new
+from stqp.slides import open_slide
 
 
 def test_stamped_objects_are_owned_by_their_source_only():
@@ -128,3 +132,30 @@ def test_taking_and_joining():
     frame = a.to_frame()
     assert len(frame) == 30 and {"id", "kind", "class", "cell", "Score"} <= set(frame.columns)
     assert sum(a.class_counts().values()) == 30
+
+
+def test_qupaths_rounding_of_shapes_with_holes_is_no_correction():
+    """QuPath 0.6 and later round WKB coordinates to 0.01 px and keep them as float32."""
+    rng = np.random.default_rng(3)
+    outer = shapely.Point(3003.217, 41.093).buffer(12.3)
+    holed = outer.difference(shapely.Point(3003.2, 41.1).buffer(4.4))
+    stamped = stamp(PathObjects.build(Polygons.from_shapely([holed, outer]), classes=["A", "A"]), "test", "run")
+    saved = stamped.take([0, 1])
+    once = np.floor(saved.polygons.coords / 0.01 + 0.5) * 0.01
+    several = saved.polygons.vertex_owner == 0
+    saved.polygons.coords[several] = once[several].astype(np.float32)
+    assert not corrected(saved).any()
+    saved.polygons.coords[several] += rng.normal(0, 0.1, (several.sum(), 2))
+    assert corrected(saved).tolist() == [True, False]
+
+
+def test_the_projects_colour_goes_into_the_objects(tmp_path):
+    Image.fromarray(np.full((40, 50, 3), 200, np.uint8)).save(tmp_path / "s.png")
+    new = PathObjects.build(
+        Polygons.from_rings([[5, 5], [9, 5], [7, 9]], [0, 3]), classes=["A"], class_colors={"A": (9, 9, 9)}
+    )
+    with QuPathProject.open(tmp_path / "p", "x") as project, open_slide(tmp_path / "s.png") as slide:
+        project.add_classes({"A": (1, 2, 3)})
+        project.add_image(slide).write_objects(new)
+    with QuPathProject.open(tmp_path / "p", "r") as project:
+        assert project.entries[0].read_objects().class_colors == {"A": (1, 2, 3)}
