@@ -97,15 +97,20 @@ def build_network(name: str, classes: list[str], tiatoolbox: bool = False) -> "n
 
 
 def initialize(network: "nn.Module") -> None:
-    """Kaiming initialisation, fan out, as HoVer-Net's authors train from nothing (He et al. 2015)."""
+    """Kaiming initialisation, fan out, as HoVer-Net's authors train from nothing (He et al. 2015).
+
+    The last layer of hv alone starts near zero: distances of the size of Kaiming's noise would be most of
+    the loss for the first steps. The same for tp would starve the features that tell classes apart.
+    """
     from torch import nn
 
-    for module in network.modules():
+    for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:  # only the last layers have one: start from "not known", not from noise
-                nn.init.normal_(module.weight, std=0.01)
+            if module.bias is not None:
                 nn.init.zeros_(module.bias)
+                if name.startswith("decoder.hv"):
+                    nn.init.normal_(module.weight, std=0.01)
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)

@@ -29,6 +29,16 @@ def test_lite_geometry_and_larger_windows():
     assert torch.allclose(middle[..., 60:-60, 60:-60], small["np"][..., 60:-60, 60:-60], atol=0.05)
 
 
+def test_the_last_layers_start_as_they_should():
+    network = build_network("lite", CLASSES)
+    initialize(network)
+    images = torch.rand(2, 3, 256, 256) * 255
+    with torch.no_grad():
+        output = network(images)
+    assert float(output["hv"].std()) < 0.2  # distances start near none
+    assert float(output["tp"].std()) > 0.5  # classes start apart, or their features never learn
+
+
 def test_unknown_architecture():
     with pytest.raises(UsageError, match="fast"):
         architecture("huge")
