@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from stqp import hdf5
 from stqp.errors import EnvironmentProblem
-from stqp.sources import h5
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_reads_back_as_it_was(tmp_path, data):
     import anndata
 
     path = tmp_path / "a.part"
-    h5.write_anndata(path, data)
+    hdf5.write_anndata(path, data)
     again = anndata.read_h5ad(path)
     assert (again.X != data.X).nnz == 0 and again.obs.equals(data.obs)
     np.testing.assert_array_equal(again.obsm["spatial"], data.obsm["spatial"])
@@ -34,7 +34,7 @@ def test_reads_back_as_it_was(tmp_path, data):
 
 @pytest.mark.parametrize("room", [0, 100, 3000, 20_000, 40_000])
 def test_full_disk_is_an_error_and_the_process_lives(tmp_path, data, monkeypatch, room):
-    class Full(h5.CarefulFile):
+    class Full(hdf5.CarefulFile):
         def __init__(self, path):
             super().__init__(path)
             raw, left = self._file, [room]
@@ -51,6 +51,6 @@ def test_full_disk_is_an_error_and_the_process_lives(tmp_path, data, monkeypatch
 
             self._file = Raw()
 
-    monkeypatch.setattr(h5, "CarefulFile", Full)
+    monkeypatch.setattr(hdf5, "CarefulFile", Full)
     with pytest.raises(EnvironmentProblem, match="the disk is full"):
-        h5.write_anndata(tmp_path / "a.h5ad", data)
+        hdf5.write_anndata(tmp_path / "a.h5ad", data)
