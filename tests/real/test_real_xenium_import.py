@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,8 +10,6 @@ import pytest
 from support import best_iou
 
 from stqp.qupath.project import QuPathProject
-
-SECONDS = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -24,18 +21,13 @@ def imported(real_data, tmp_path_factory):
     arguments = [folder / "outs", "--he", folder / "he" / "region_he_image.ome.tif"]
     arguments += ["--alignment", folder / "he" / "region_he_imagealignment.csv", "--project", project]
     arguments += ["--labels", folder / "truth" / "nuclei.parquet"]
-    start = time.perf_counter()
     command = [sys.executable, "-m", "stqp_cli.main", "import-xenium", *map(str, arguments)]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
-    return folder, project, time.perf_counter() - start
-
-
-def test_whole_process_is_quick(imported):
-    assert imported[2] < SECONDS
+    return folder, project
 
 
 def test_project_holds_every_nucleus_where_it_is(imported):
-    folder, project, _ = imported
+    folder, project = imported
     with QuPathProject.open(project, "r") as opened:
         (entry,) = opened.entries
         objects = entry.read_objects()
@@ -50,7 +42,7 @@ def test_project_holds_every_nucleus_where_it_is(imported):
 def test_expression_has_every_cell(imported):
     import anndata
 
-    _, project, _ = imported
+    _, project = imported
     (path,) = project.glob("stqp/*/cells.h5ad")
     data = anndata.read_h5ad(path)
     assert data.shape == (15550, 377) and data.X.sum() == data.obs.transcript_counts.sum() == 1051546
