@@ -12,7 +12,7 @@ Examples:
   stqp demo
   stqp demo /tmp/stqp --minutes 5
 
-The folder gets the sample, a QuPath project, a run, and overlay.png. It takes some 6 minutes on 2 CPU cores.
+The folder gets the sample, a QuPath project, a run, and overlay.png. It takes about 4 minutes on 2 CPU cores.
 """
 
 

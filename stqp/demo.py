@@ -141,7 +141,7 @@ def draw(demo: Demo) -> None:
     from stqp.qupath.project import QuPathProject
     from stqp.report.overlay import overlay, panels, save_png
     from stqp.slides import open_slide
-    from stqp.taxonomy import VISUAL_CLASSES
+    from stqp.taxonomy import UNKNOWN, UNKNOWN_COLOR, VISUAL_CLASSES
     from stqp.training.manifest import read_manifest
 
     boxes = [b for image in read_manifest(demo.run)["split"]["validation"] for b in image["boxes"]]
@@ -168,5 +168,5 @@ def draw(demo: Demo) -> None:
                 overlay(slide, found.polygons, found.classes, box, scale),
             ]
     titles = ["H&E", "Nuclei, typed from expression", "Found by the network (never seen)"]
-    colors = {c.name: c.color for c in VISUAL_CLASSES}
+    colors = {**{c.name: c.color for c in VISUAL_CLASSES}, UNKNOWN: UNKNOWN_COLOR}
     save_png(demo.picture, panels(pictures, titles, colors))
