@@ -54,7 +54,7 @@ class PathObjects:
     kind : uint8 (n,)
         `ObjectKind`.
     polygons : Polygons
-        Outlines; no rings for lines and points. Ellipses are polygons of 128 vertices.
+        Outlines; no rings for lines and points, whose vertices are in `lines`. Ellipses are polygons of 128 vertices.
     ids : object (n,)
         UUID as text.
     names, classes : object (n,)
@@ -70,6 +70,13 @@ class PathObjects:
         `RoiKind`.
     plane : int32 (n, 3)
         Channel (-1: all), z, t.
+    colors : int64 (n,)
+        Colour of an object's own, ``0xAARRGGBB``; -1 for the usual one, that of its class.
+    lines : Polygons or None
+        Vertices of lines, polylines and points in the same ragged layout (a run of vertices, not closed, in
+        place of a ring; several for a geometry of several lines). None where no object has any.
+    missing : bool (n,) or None
+        TMA cores that a person marked as missing.
     metadata : dict of object (n,)
         Text by key, None where absent.
     measurements : dict of float64 (n,)
@@ -88,7 +95,10 @@ class PathObjects:
     parent: NDArray[np.int64]
     roi_kind: NDArray[np.uint8]
     plane: NDArray[np.int32]
+    colors: NDArray[np.int64]
     nuclei: Polygons | None = None
+    lines: Polygons | None = None
+    missing: Mask | None = None
     metadata: dict[str, Objects] = field(default_factory=dict)
     measurements: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     class_colors: dict[str, RGB] = field(default_factory=dict)
@@ -106,11 +116,19 @@ class PathObjects:
         locked: bool | ArrayLike = False,
         parent: ArrayLike | None = None,
         nuclei: Polygons | None = None,
+        lines: Polygons | None = None,
+        roi_kind: ArrayLike | None = None,
+        plane: ArrayLike | None = None,
+        colors: ArrayLike | None = None,
+        missing: ArrayLike | None = None,
         metadata: Mapping[str, str | Sequence[str | None] | Objects] | None = None,
         measurements: Mapping[str, ArrayLike] | None = None,
         class_colors: Mapping[str, RGB] | None = None,
     ) -> PathObjects:
         """Make objects from columns; single values go to all, and ids are random unless given.
+
+        Without `roi_kind`, one ring is a polygon, two vertices of `lines` are a line, more a polyline, and
+        several rings or lines a geometry.
 
         Raises
         ------
@@ -127,11 +145,12 @@ class PathObjects:
             probability=np.full(n, np.nan) if probability is None else np.array(probability, np.float64),
             locked=np.full(n, locked, bool) if np.ndim(locked) == 0 else np.asarray(locked, bool),
             parent=np.full(n, -1, np.int64) if parent is None else np.asarray(parent, np.int64),
-            roi_kind=np.where(np.diff(polygons.geom_offsets) == 1, int(RoiKind.POLYGON), int(RoiKind.GEOMETRY)).astype(
-                np.uint8
-            ),
-            plane=np.tile(np.array([-1, 0, 0], np.int32), (n, 1)),
+            roi_kind=_roi_kinds(polygons, lines) if roi_kind is None else np.asarray(roi_kind, np.uint8),
+            plane=np.tile(np.array([-1, 0, 0], np.int32), (n, 1)) if plane is None else np.asarray(plane, np.int32),
+            colors=np.full(n, -1, np.int64) if colors is None else np.array(colors, np.int64),
             nuclei=nuclei,
+            lines=lines,
+            missing=None if missing is None else np.asarray(missing, bool),
             metadata={key: _texts(value, n) for key, value in (metadata or {}).items()},
             measurements={name: np.asarray(v, np.float64) for name, v in (measurements or {}).items()},
             class_colors=dict(class_colors or {}),
@@ -187,7 +206,10 @@ class PathObjects:
             parent=np.where(parent >= 0, place[parent], -1),
             roi_kind=self.roi_kind[chosen],
             plane=self.plane[chosen],
+            colors=self.colors[chosen],
             nuclei=None if self.nuclei is None else self.nuclei.take(chosen),
+            lines=None if self.lines is None else self.lines.take(chosen),
+            missing=None if self.missing is None else self.missing[chosen],
             metadata={k: v[chosen] for k, v in self.metadata.items()},
             measurements={k: v[chosen] for k, v in self.measurements.items()},
             class_colors={k: v for k, v in self.class_colors.items() if k in used},
@@ -211,9 +233,9 @@ class PathObjects:
             for key, values in part.measurements.items():
                 measurements.setdefault(key, np.full(n, np.nan))[start:stop] = values
             colors = {**part.class_colors, **colors}
-        nuclei = None
-        if any(p.nuclei is not None for p in items):
-            nuclei = Polygons.concatenate(p.nuclei or Polygons.empty(len(p)) for p in items)
+        missing = None
+        if any(p.missing is not None for p in items):
+            missing = np.concatenate([np.zeros(len(p), bool) if p.missing is None else p.missing for p in items])
         return PathObjects(
             kind=np.concatenate([p.kind for p in items]),
             polygons=Polygons.concatenate(p.polygons for p in items),
@@ -227,7 +249,10 @@ class PathObjects:
             ),
             roi_kind=np.concatenate([p.roi_kind for p in items]),
             plane=np.concatenate([p.plane for p in items]),
-            nuclei=nuclei,
+            colors=np.concatenate([p.colors for p in items]),
+            nuclei=_concatenated([p.nuclei for p in items], [len(p) for p in items]),
+            lines=_concatenated([p.lines for p in items], [len(p) for p in items]),
+            missing=missing,
             metadata=metadata,
             measurements=measurements,
             class_colors=colors,
@@ -248,6 +273,26 @@ class PathObjects:
         columns = {"id": self.ids, "kind": kinds[self.kind], "class": self.classes}
         columns["probability"] = self.probability
         return pd.DataFrame({**columns, **self.metadata, **self.measurements})
+
+
+def _concatenated(parts: Sequence[Polygons | None], lengths: Sequence[int]) -> Polygons | None:
+    if all(part is None for part in parts):
+        return None
+    return Polygons.concatenate(
+        Polygons.empty(n) if part is None else part for part, n in zip(parts, lengths, strict=True)
+    )
+
+
+def _roi_kinds(polygons: Polygons, lines: Polygons | None) -> NDArray[np.uint8]:
+    """Kinds of shapes by their numbers of rings, lines and vertices."""
+    rings = np.diff(polygons.geom_offsets)
+    kinds = np.where(rings == 1, int(RoiKind.POLYGON), int(RoiKind.GEOMETRY))
+    if lines is not None:
+        several = np.diff(lines.geom_offsets)
+        vertices = np.diff(lines.ring_offsets[lines.geom_offsets])
+        single = np.where(vertices == 2, int(RoiKind.LINE), int(RoiKind.POLYLINE))
+        kinds = np.where((rings == 0) & (several == 1), single, kinds)
+    return kinds.astype(np.uint8)
 
 
 def random_ids(n: int) -> Objects:
