@@ -5,7 +5,9 @@ import errno
 import json
 import math
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,10 @@ _DISK_ERRORS = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission is denied",
     errno.EPERM: "permission is denied",
+    errno.EFBIG: "the file is too large for this disk",
+    errno.EIO: "the disk or the network drive failed",
 }
+_TEMPORARY = ".part"
 
 
 @contextlib.contextmanager
@@ -36,7 +41,8 @@ def disk_errors(path: Path) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path` that takes its place when the block ends without an error.
 
-    A reader sees the old file or the new one, never a part; on an error the old file stays.
+    A reader sees the old file or the new one, never a part, also after a power cut; on an error the old file
+    stays.
 
     Raises
     ------
@@ -45,20 +51,69 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
             yield temporary
-            # mkstemp makes files private to the user; a project is shared like any other file
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            sync_file(temporary)
+            temporary.chmod(_mode(path))
+            move(temporary, path)
+            sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _mode(path: Path) -> int:
+    """Permissions for a file that takes a place; mkstemp makes files private, a project is shared."""
+    try:
+        return path.stat().st_mode & 0o777
+    except FileNotFoundError:
+        umask = os.umask(0)
+        os.umask(umask)
+        return 0o666 & ~umask
+
+
+def sync_file(path: Path) -> None:
+    """Have the disk, not only the operating system, hold a file."""
+    with path.open("r+b") as file:  # Windows refuses to sync a file that is open for reading
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the disk hold the names in a folder, where the system can be asked to."""
+    if os.name == "nt":
+        return
+    with contextlib.suppress(OSError):  # some network drives refuse; the names then come when they come
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file over another; on Windows, wait for one who has it open for a moment."""
+    for pause in (0.02, 0.05, 0.1, 0.3, 0.5):
+        try:
+            source.replace(target)
+            return
+        except PermissionError:
+            if os.name != "nt":
+                raise
+            time.sleep(pause)
+    source.replace(target)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, with its times, atomically."""
+    with replacing(target) as temporary:
+        shutil.copy2(source, temporary)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file is one of `replacing`, left by a process that was killed."""
+    return path.name.startswith(".") and path.name.endswith(_TEMPORARY)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

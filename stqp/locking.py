@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import platform
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -32,29 +35,34 @@ class FolderLock:
     ------
     EnvironmentProblem
         When another process, or this one, writes there.
+
+    Attributes
+    ----------
+    took_over : bool
+        Whether the lock of a process that is gone was there.
     """
 
     def __init__(self, folder: Path, creating: bool, what: str = "project"):
         self._path = (folder / LOCK_NAME).resolve()
         content = {"pid": os.getpid(), "host": platform.node(), "began": _began(os.getpid()), "creating": creating}
+        self.took_over = False
         with files.disk_errors(self._path):
-            for _ in range(2):
-                try:
-                    handle = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            for _ in range(3):
+                if _put(self._path, json.dumps(content)):
                     break
-                except FileExistsError:
-                    holder = read_lock(folder)
-                    if holder is not None and not is_stale(holder, self._path):
-                        raise EnvironmentProblem(
-                            f"the {what} {folder} is being written by process {holder.get('pid')} on "
-                            f"{holder.get('host')}; wait for it, or delete {LOCK_NAME} if it is gone"
-                        ) from None
-                    self._path.unlink(missing_ok=True)
+                holder = read_lock(folder)
+                if holder is not None and not is_stale(holder, self._path):
+                    raise EnvironmentProblem(
+                        f"the {what} {folder} is being written by process {holder.get('pid')} on "
+                        f"{holder.get('host')}; wait for it, or delete {LOCK_NAME} if it is gone"
+                    )
+                if holder is not None:
+                    self.took_over = _set_aside(self._path, holder) or self.took_over
             else:
                 raise EnvironmentProblem(f"the {what} {folder} is being opened by another process; try again")
-            with os.fdopen(handle, "w") as file:
-                json.dump(content, file)
         _held.add(self._path)
+        for left in self._path.parent.glob(f"{LOCK_NAME}.*"):
+            left.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Let others in."""
@@ -63,10 +71,51 @@ class FolderLock:
             self._path.unlink(missing_ok=True)
 
 
+def _put(path: Path, content: str) -> bool:
+    """Make a lock, with its content from its first moment where the file system has links; False if there is one."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        temporary.write_text(content)
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:  # no links here, or another process cleared the temporary file away
+        if error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+            raise
+        try:
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        except FileExistsError:
+            return False
+        with os.fdopen(handle, "w") as file:
+            file.write(content)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _set_aside(path: Path, stale: dict[str, Any]) -> bool:
+    """Take a stale lock away, unless another process was faster and its own is there now."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}-stale")
+    try:
+        path.replace(aside)
+    except FileNotFoundError:
+        return False
+    same = _read(aside) == stale
+    if not same:
+        with contextlib.suppress(OSError):
+            os.link(aside, path)
+    aside.unlink(missing_ok=True)
+    return same
+
+
 def read_lock(folder: Path) -> dict[str, Any] | None:
     """Content of a lock; None when there is none, ``{}`` when it is empty or broken."""
+    return _read(folder / LOCK_NAME)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads((folder / LOCK_NAME).read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except (OSError, ValueError):
@@ -101,7 +150,8 @@ def _began(pid: int) -> str | None:
     """Start of a process, "?" when it runs but does not say, None when it does not run."""
     stat = Path(f"/proc/{pid}/stat")
     try:
-        return stat.read_text().rsplit(")", 1)[1].split()[19]
+        fields = stat.read_text().rsplit(")", 1)[1].split()
+        return None if fields[0] == "Z" else fields[19]  # a zombie has ended
     except (OSError, IndexError):
         if Path("/proc/self/stat").exists():
             return None
