@@ -19,8 +19,11 @@ from stqp.qupath.layout import (
     FLOAT_LIST,
     ID_KEY,
     KIND_CLASSES,
+    LINE,
     MEASUREMENT,
+    POINTS,
     POLYGON,
+    POLYLINE,
     RECTANGLE,
     WKB,
     Vocabulary,
@@ -103,22 +106,31 @@ class Plan:
         path_class = o.classes[index]
         contents = [
             NULL if o.names[index] is None else Text(encode(o.names[index])),
-            NULL,
+            NULL if o.colors[index] < 0 else v.integer(int(o.colors[index]) - ((int(o.colors[index]) >> 31) << 32)),
             v.metadata(pairs),
             self._measurements(index, kind),
             Block(struct.pack(">i", n_children)),
             *children,
             v.boolean(bool(o.locked[index])),
             NULL if path_class is None else v.path_class(path_class, o.class_colors),
-            roi_node(v, o.polygons, index, RoiKind(int(o.roi_kind[index])), o.plane[index].tolist()),
-            Block(struct.pack(">d", o.probability[index])),
+            self._roi(index),
         ]
+        last = struct.pack(">d", o.probability[index])
+        if kind == ObjectKind.TMA_CORE:
+            last += bytes([o.missing is not None and bool(o.missing[index])])
+        contents.append(Block(last))
         if kind == ObjectKind.CELL:
             nucleus: Any = NULL
             if self.has_nucleus[index] and o.nuclei is not None:
                 nucleus = roi_node(v, o.nuclei, index, RoiKind.POLYGON, o.plane[index].tolist())
             contents.append(nucleus)
         return Instance(v.desc(KIND_CLASSES[kind]), contents)
+
+    def _roi(self, index: int) -> Instance:
+        o, kind, plane = self.objects, RoiKind(int(self.objects.roi_kind[index])), self.objects.plane[index].tolist()
+        if o.lines is not None and o.lines.geom_offsets[index] < o.lines.geom_offsets[index + 1]:
+            return line_node(self.vocabulary, o.polygons, o.lines, index, kind, plane)
+        return roi_node(self.vocabulary, o.polygons, index, kind, plane)
 
     def _measurements(self, index: int, kind: ObjectKind) -> Any:
         v = self.vocabulary
@@ -157,6 +169,39 @@ def roi_node(v: Vocabulary, polygons: Polygons, index: int, kind: RoiKind, plane
     return v.serial(WKB, place, [NULL, Array(v.desc("[B"), wkb)])
 
 
+def line_node(
+    v: Vocabulary, polygons: Polygons, lines: Polygons, index: int, kind: RoiKind, plane: list[int]
+) -> Instance:
+    """Make the node of a line, polyline or points, or of a geometry that has lines or points in it."""
+    import shapely
+
+    c, z, t = plane
+    place = struct.pack(">iii", c, t, z)
+    first, stop = lines.geom_offsets[index : index + 2]
+    runs = [lines.coords[slice(*lines.ring_offsets[r : r + 2])] for r in range(first, stop)]
+    areas = polygons.take([index])
+    if len(runs) == 1 and not len(areas.coords):
+        if kind == RoiKind.LINE and len(runs[0]) == 2:
+            (x, y), (x2, y2) = runs[0].tolist()
+            return v.serial(LINE, struct.pack(">iiddddi", c, t, x, x2, y, y2, z), [NULL])
+        if kind in (RoiKind.POINTS, RoiKind.LINE, RoiKind.POLYLINE):
+            arrays = [Array(v.desc("[F"), runs[0][:, axis].astype(">f4").tobytes()) for axis in (0, 1)]
+            if kind == RoiKind.POINTS:
+                return v.serial(POINTS, place, [NULL, *arrays])
+            return v.serial(POLYLINE, place, arrays)
+    parts: list[Any] = [shapely.Point(run[0]) if len(run) == 1 else shapely.LineString(run) for run in runs]
+    if len(areas.coords):
+        parts += shapely.get_parts(areas.to_shapely()).tolist()
+    kinds = {part.geom_type for part in parts}
+    if kinds == {"LineString"}:
+        whole: Any = shapely.MultiLineString(parts)
+    elif kinds == {"Point"}:
+        whole = shapely.MultiPoint(parts)
+    else:
+        whole = shapely.GeometryCollection(parts)
+    return v.serial(WKB, place, [NULL, Array(v.desc("[B"), shapely.to_wkb(whole, byte_order=0))])
+
+
 def is_rectangle(ring: NDArray[np.float64]) -> bool:
     """Whether four vertices are the corners of an upright rectangle, in order."""
     if len(ring) != 4:
@@ -177,8 +222,6 @@ def is_ellipse(ring: NDArray[np.float64]) -> bool:
 
 def _check(objects: PathObjects) -> None:
     """Refuse what QuPath would not read."""
-    if (objects.kind == ObjectKind.TMA_CORE).any():
-        raise UsageError("TMA cores can be read and kept, but not made")
     for name in {c for c in objects.classes.tolist() if c is not None}:
         parts = name.split(": ")
         if any(not p.strip() or p != p.strip() or ":" in p or "\n" in p for p in parts):
@@ -187,13 +230,17 @@ def _check(objects: PathObjects) -> None:
         if polygons is None:
             continue
         rings = np.diff(polygons.geom_offsets)
-        if what == "outline" and (rings == 0).any():
-            raise UsageError(f"{int((rings == 0).sum())} of {len(objects)} objects have no outline to write")
+        bare = rings == 0 if objects.lines is None else (rings == 0) & (np.diff(objects.lines.geom_offsets) == 0)
+        if what == "outline" and bare.any():
+            raise UsageError(f"{int(bare.sum())} of {len(objects)} objects have no outline to write")
         short = int((np.diff(polygons.ring_offsets) < 3).sum())
         if short:
             raise UsageError(f"{short} rings have fewer than 3 vertices; expected polygons")
         if not np.isfinite(polygons.coords).all():
             raise UsageError("some coordinates are not finite numbers")
+    lines = objects.lines
+    if lines is not None and not (np.isfinite(lines.coords).all() and (np.diff(lines.ring_offsets) > 0).all()):
+        raise UsageError("some lines have no vertices, or coordinates that are not finite numbers")
     if (objects.parent >= np.arange(len(objects))).any() or (objects.parent < -1).any():
         raise UsageError("parents must come before their children")
     if len(set(objects.ids.tolist())) != len(objects):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ _angles = np.arange(ELLIPSE_VERTICES) * (2 * np.pi / ELLIPSE_VERTICES)
 # exact zeros and ones, so that the bounds of the polygon are those of the ellipse
 UNIT_CIRCLE = np.round(np.column_stack([np.cos(_angles), np.sin(_angles)]), 15)
 _ROI = Q + "roi."
-_PROXY = "ROI$SerializationProxy"
+_BOXES = tuple(f"{kind}ROI$SerializationProxy" for kind in ("Rectangle", "Ellipse", "Line"))
 
 
 class Parts:
@@ -114,8 +114,17 @@ def ellipse(x: float, y: float, x2: float, y2: float) -> NDArray[np.float64]:
     return centre + UNIT_CIRCLE * radius
 
 
-def roi(node: Any) -> tuple[RoiKind, list[NDArray[np.float64]], tuple[int, int, int]]:
-    """Kind, rings and plane (c, z, t) of a region.
+class Roi(NamedTuple):
+    """A region: its kind, rings, lines (or points), and plane (c, z, t)."""
+
+    kind: RoiKind
+    rings: list[NDArray[np.float64]]
+    lines: list[NDArray[np.float64]]
+    plane: tuple[int, int, int]
+
+
+def roi(node: Any) -> Roi:
+    """Read a region.
 
     Raises
     ------
@@ -123,39 +132,54 @@ def roi(node: Any) -> tuple[RoiKind, list[NDArray[np.float64]], tuple[int, int, 
         When it is of a class that is not known.
     """
     if node is NULL or node is None:
-        return RoiKind.NONE, [], (-1, 0, 0)
+        return Roi(RoiKind.NONE, [], [], (-1, 0, 0))
     name = node.desc.name.removeprefix(_ROI)
     c, z, t = (0 if (value := node.get(axis)) is None else int(value) for axis in "czt")
     plane = (c, z, t)
-    if name == "PolygonROI$SerializationProxy":
-        ring = np.column_stack([numbers(node.get("x")), numbers(node.get("y"))])
-        return RoiKind.POLYGON, [_open(ring)], plane
-    if name in ("RectangleROI$SerializationProxy", "EllipseROI$SerializationProxy"):
-        box = [float(node.get(key)) for key in ("x", "y", "x2", "y2")]
-        box = [min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])]
+    if name in ("PolygonROI$SerializationProxy", "PolylineROI$SerializationProxy", "PointsROI$SerializationProxy"):
+        vertices = np.column_stack([numbers(node.get("x")), numbers(node.get("y"))])
+        if name[:5] == "Polyg":
+            return Roi(RoiKind.POLYGON, [_open(vertices)], [], plane)
+        return Roi(RoiKind.POLYLINE if name[:5] == "Polyl" else RoiKind.POINTS, [], [vertices], plane)
+    if name in _BOXES:
+        x, y, x2, y2 = (float(node.get(key)) for key in ("x", "y", "x2", "y2"))
+        if name[0] == "L":
+            return Roi(RoiKind.LINE, [], [np.array([[x, y], [x2, y2]])], plane)
+        box = min(x, x2), min(y, y2), max(x, x2), max(y, y2)
         if name[0] == "R":
-            return RoiKind.RECTANGLE, [_rectangle(*box)], plane
-        return RoiKind.ELLIPSE, [ellipse(*box)], plane
-    simple = {"LineROI": RoiKind.LINE, "PolylineROI": RoiKind.POLYLINE, "PointsROI": RoiKind.POINTS}
-    if name.endswith(_PROXY) and name.split("$")[0] in simple:
-        return simple[name.split("$")[0]], [], plane
+            return Roi(RoiKind.RECTANGLE, [_rectangle(*box)], [], plane)
+        return Roi(RoiKind.ELLIPSE, [ellipse(*box)], [], plane)
     if name == "GeometryROI$WKBSerializationProxy":
-        import shapely
-
-        try:
-            geometry = shapely.from_wkb(node.get("wkb").data)
-        except shapely.errors.ShapelyError as error:
-            raise StreamError(f"a geometry is broken ({error})") from error
-        rings = _rings(Polygons.from_shapely([geometry]))
-        return RoiKind.GEOMETRY, rings, plane
+        return Roi(RoiKind.GEOMETRY, *_wkb(node.get("wkb").data), plane)
     if name == "GeometryROI$SerializationProxy":
         inner = next((o for _, others, _ in node.data for o in others if isinstance(o, Instance)), NULL)
-        return RoiKind.GEOMETRY, _jts(inner), plane
+        return Roi(RoiKind.GEOMETRY, *_jts(inner), plane)
     if name == "AreaROI$SerializationProxy":
         xs, ys = node.get("x").data, node.get("y").data
         rings = [_open(np.column_stack([numbers(x), numbers(y)])) for x, y in zip(xs, ys, strict=True)]
-        return RoiKind.GEOMETRY, rings, plane
+        return Roi(RoiKind.GEOMETRY, rings, [], plane)
     raise StreamError(f"a region is of the unknown class {node.desc.name}")
+
+
+def _wkb(data: bytes) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
+    """Rings and lines of a geometry."""
+    import shapely
+
+    try:
+        geometry = shapely.from_wkb(data)
+    except shapely.errors.ShapelyError as error:
+        raise StreamError(f"a geometry is broken ({error})") from error
+    parts = shapely.get_parts(geometry)
+    parts = np.concatenate([shapely.get_parts(part) for part in parts]) if len(parts) else parts
+    areas = np.isin(shapely.get_type_id(parts), (3, 6))
+    rings = _rings(Polygons.from_shapely([_joined(parts[areas])])) if areas.any() else []
+    return rings, [shapely.get_coordinates(part) for part in parts[~areas]]
+
+
+def _joined(parts: NDArray[np.object_]) -> Any:
+    import shapely
+
+    return shapely.multipolygons(np.concatenate([shapely.get_parts(part) for part in parts]))
 
 
 def _open(ring: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -167,23 +191,32 @@ def _rings(polygons: Polygons) -> list[NDArray[np.float64]]:
     return [polygons.coords[a:b] for a, b in itertools.pairwise(bounds)]
 
 
-def _jts(node: Any) -> list[NDArray[np.float64]]:
-    """Rings of a serialised JTS geometry, as QuPath up to 0.2 wrote it."""
+def _jts(node: Any) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
+    """Rings and lines of a serialised JTS geometry, as QuPath up to 0.2 wrote it."""
     name = node.desc.name.rsplit(".", 1)[-1] if isinstance(node, Instance) else ""
+    members: list[Any] = []
     if name == "Polygon":
-        holes = node.get("holes")
-        return _jts(node.get("shell")) + [r for hole in java_list(holes) for r in _jts(hole)]
-    if name.startswith("Multi") or name == "GeometryCollection":
-        return [ring for part in java_list(node.get("geometries")) for ring in _jts(part)]
-    if name == "LinearRing":
+        members = [node.get("shell"), *java_list(node.get("holes"))]
+    elif name.startswith("Multi") or name == "GeometryCollection":
+        members = java_list(node.get("geometries"))
+    elif name in ("LinearRing", "LineString"):
         points = node.get("points")
         coordinates = points.get("coordinates")
         if coordinates is not None:
-            ring = np.array([[c.get("x"), c.get("y")] for c in java_list(coordinates)], dtype=np.float64)
+            vertices = np.array([[c.get("x"), c.get("y")] for c in java_list(coordinates)], dtype=np.float64)
         else:
-            ring = numbers(points.get("coords")).reshape(-1, points.get("dimension"))[:, :2]
-        return [_open(ring.reshape(-1, 2))] if len(ring) else []
-    return []
+            vertices = numbers(points.get("coords")).reshape(-1, points.get("dimension"))[:, :2]
+        vertices = vertices.reshape(-1, 2)
+        if not len(vertices):
+            return [], []
+        return ([_open(vertices)], []) if name == "LinearRing" else ([], [vertices])
+    rings: list[NDArray[np.float64]] = []
+    lines: list[NDArray[np.float64]] = []
+    for member in members:
+        more = _jts(member)
+        rings += more[0]
+        lines += more[1]
+    return rings, lines
 
 
 class Rows:
@@ -193,6 +226,7 @@ class Rows:
         self.rows: list[tuple[Any, ...]] = []
         self.rings: list[list[NDArray[np.float64]]] = []
         self.nuclei: list[list[NDArray[np.float64]]] = []
+        self.lines: list[list[NDArray[np.float64]]] = []
         self.metadata: dict[str, dict[int, str]] = {}
         self.measurements: dict[str, dict[int, float]] = {}
         self.colors: dict[str, RGB] = {}
@@ -239,16 +273,20 @@ class Rows:
         try:
             locked, path_class, region, last = data[parts.stop : parts.stop + 4]
             probability = struct.unpack_from(">d", last.data)[0]
-            roi_kind, rings, plane = roi(region)
-            nucleus = roi(data[parts.stop + 4])[1] if kind == ObjectKind.CELL else []
+            shape = roi(region)
+            nucleus = roi(data[parts.stop + 4]).rings if kind == ObjectKind.CELL else []
+            is_missing = kind == ObjectKind.TMA_CORE and last.data[8:] == b"\x01"
+            color = -1 if data[1] is NULL else int(data[1].get("value")) & 0xFFFFFFFF
         except (ValueError, AttributeError, TypeError, struct.error) as error:
             raise StreamError(f"an object of {node.desc.name} has an unknown layout ({error})") from error
         is_locked = locked is not NULL and bool(locked.get("value"))
         name = None if data[0] is NULL else str(data[0])
-        self.rings.append(rings)
+        self.rings.append(shape.rings)
+        self.lines.append(shape.lines)
         self.nuclei.append(nucleus)
-        path_text = self.path_class(path_class)
-        self.rows.append((kind, identity, name, path_text, probability, is_locked, parent, roi_kind, plane))
+        text = self.path_class(path_class)
+        row = kind, identity, name, text, probability, is_locked, parent, shape.kind, shape.plane, color, is_missing
+        self.rows.append(row)
 
     def path_class(self, node: Any) -> str | None:
         """Full text of a class node; its colour is remembered."""
@@ -280,8 +318,8 @@ class Rows:
     def finish(self) -> PathObjects:
         """Columns of all that was added; parents are as given."""
         n = len(self.rows)
-        columns = list(zip(*self.rows, strict=True)) if n else [()] * 9
-        kind, ids, names, classes, probability, locked, parent, roi_kind, plane = columns
+        columns = list(zip(*self.rows, strict=True)) if n else [()] * 11
+        kind, ids, names, classes, probability, locked, parent, roi_kind, plane, colors, missing = columns
         objects = PathObjects.build(
             _ragged(self.rings),
             kind=np.array(kind, np.uint8),
@@ -292,10 +330,13 @@ class Rows:
             locked=np.array(locked, bool),
             parent=parent,
             nuclei=_ragged(self.nuclei) if any(self.nuclei) else None,
+            lines=_ragged(self.lines) if any(self.lines) else None,
+            roi_kind=np.array(roi_kind, np.uint8),
+            plane=np.array(plane, np.int32).reshape(-1, 3),
+            colors=np.array(colors, np.int64),
+            missing=missing if any(missing) else None,
             class_colors=self.colors,
         )
-        objects.roi_kind = np.array(roi_kind, np.uint8)
-        objects.plane = np.array(plane, np.int32).reshape(-1, 3)
         for key, texts in self.metadata.items():
             column = objects.metadata[key] = np.full(n, None, object)
             column[list(texts)] = list(texts.values())

@@ -18,7 +18,7 @@ from stqp.qupath.decode import Parts, Rows
 from stqp.qupath.javanodes import Block, Instance, Node, StreamError
 from stqp.qupath.javawriter import Writer
 from stqp.qupath.layout import KINDS, Vocabulary
-from stqp.qupath.objects import PathObjects
+from stqp.qupath.objects import ObjectKind, PathObjects
 from stqp.qupath.pack import Fresh
 from stqp.qupath.runs import Run
 
@@ -31,7 +31,7 @@ class Document:
     def __init__(self, items: list[Any], root: Instance, vocabulary: Vocabulary, old_handles: int = 0):
         self.items = items
         self.root = root
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._old_handles = old_handles
         self._dropped: set[Node] = set()
         self._dropped_handles: set[int] = set()
@@ -108,10 +108,11 @@ class Document:
 
     def append(self, new: PathObjects) -> None:
         """Add objects to the root, after those present."""
-        plan = Plan(new, self._vocabulary)
+        plan = Plan(new, self.vocabulary)
         n = len(new)
         is_parent = np.zeros(n, bool)
         is_parent[new.parent[new.parent >= 0]] = True
+        is_parent |= new.kind == ObjectKind.TMA_CORE  # nodes, as a grid refers to them
         # children of one parent in order: the leaves between two parents are one item
         families: dict[int, list[Any]] = {}
         for index in np.flatnonzero(is_parent)[::-1].tolist():

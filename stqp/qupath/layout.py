@@ -13,6 +13,11 @@ Q = "qupath.lib."
 ROOT = Q + "objects.PathRootObject"
 HIERARCHY = Q + "objects.hierarchy.PathObjectHierarchy"
 METADATA = Q + "objects.MetadataMap"
+TMA_GRID = Q + "objects.hierarchy.DefaultTMAGrid"
+STAINS = Q + "color.ColorDeconvolutionStains"
+WORKFLOW = Q + "plugins.workflow.Workflow"
+SCRIPT_STEP = Q + "plugins.workflow.DefaultScriptableWorkflowStep"
+IMAGE_TYPE = Q + "images.ImageData$ImageType"
 PATH_CLASS = Q + "objects.classes.PathClass"
 KIND_CLASSES = {
     ObjectKind.ANNOTATION: Q + "objects.PathAnnotationObject",
@@ -25,6 +30,9 @@ KINDS = {name: kind for kind, name in KIND_CLASSES.items()}
 POLYGON = Q + "roi.PolygonROI$SerializationProxy"
 RECTANGLE = Q + "roi.RectangleROI$SerializationProxy"
 ELLIPSE = Q + "roi.EllipseROI$SerializationProxy"
+LINE = Q + "roi.LineROI$SerializationProxy"
+POLYLINE = Q + "roi.PolylineROI$SerializationProxy"
+POINTS = Q + "roi.PointsROI$SerializationProxy"
 WKB = Q + "roi.GeometryROI$WKBSerializationProxy"
 STATS = Q + "roi.ClosedShapeStatistics"
 DEFAULT_LIST = Q + "measurements.DefaultMeasurementList"
@@ -49,8 +57,11 @@ _KNOWN: dict[str, tuple[int, int, str, str | None]] = {
         None,
     ),
     "java.lang.Enum": (0, _EN, "", None),
-    Q + "images.ImageData$ImageType": (0, _EN, "", "java.lang.Enum"),
-    Q + "plugins.workflow.Workflow": (1, _E, "", None),
+    IMAGE_TYPE: (0, _EN, "", "java.lang.Enum"),
+    STAINS: (1, _E, "", None),
+    WORKFLOW: (1, _E, "", None),
+    SCRIPT_STEP: (1, _S, f"L map Ljava/util/Map;,L name {_TEXT},L script {_TEXT}", None),
+    TMA_GRID: (1, _S, "I gridHeight,I gridWidth,L cores Ljava/util/List;", None),
     HIERARCHY: (
         1,
         _S,
@@ -64,6 +75,7 @@ _KNOWN: dict[str, tuple[int, int, str, str | None]] = {
     Q + "objects.PathDetectionObject": (1, _E, "", Q + "objects.PathROIObject"),
     Q + "objects.PathCellObject": (1, _E, "", Q + "objects.PathDetectionObject"),
     Q + "objects.PathTileObject": (1, _E, "", Q + "objects.PathDetectionObject"),
+    Q + "objects.TMACoreObject": (1, _E, "", Q + "objects.PathROIObject"),
     METADATA: (1, _E, "", None),
     PATH_CLASS: (
         1,
@@ -74,6 +86,9 @@ _KNOWN: dict[str, tuple[int, int, str, str | None]] = {
     POLYGON: (1, _S, f"{_PLANE},L name {_TEXT},L stats {_STATS_TYPE},[ x [F,[ y [F", None),
     RECTANGLE: (1, _S, _BOX, None),
     ELLIPSE: (1, _S, _BOX, None),
+    LINE: (1, _S, _BOX, None),
+    POLYLINE: (1, _S, f"{_PLANE},[ x [F,[ y [F", None),
+    POINTS: (1, _S, f"{_PLANE},L name {_TEXT},[ x [F,[ y [F", None),
     WKB: (1, _S, f"{_PLANE},L stats Lqupath/lib/roi/GeometryROI$GeometryStats;,[ wkb [B", None),
     STATS: (
         1,
@@ -96,6 +111,7 @@ _KNOWN: dict[str, tuple[int, int, str, str | None]] = {
     ),
     "java.lang.Number": (-8742448824652078965, _S, "", None),
     "java.lang.Integer": (1360826667806852920, _S, "I value", "java.lang.Number"),
+    "java.lang.Double": (-9172774392245257468, _S, "D value", "java.lang.Number"),
     "java.lang.Boolean": (-3665804199014368530, _S, "Z value", None),
     "[Ljava.lang.Object;": (-8012369246846506644, _S, "", None),
     "[F": (836686056779680834, _S, "", None),
@@ -162,6 +178,11 @@ class Vocabulary:
         """`java.lang.Integer`."""
         data: list[Any] = [(b"", [], None), (struct.pack(">i", value), [], None)]
         return Instance(self.desc("java.lang.Integer"), data)
+
+    def double(self, value: float) -> Instance:
+        """`java.lang.Double`."""
+        data: list[Any] = [(b"", [], None), (struct.pack(">d", value), [], None)]
+        return Instance(self.desc("java.lang.Double"), data)
 
     def boolean(self, value: bool) -> Instance:
         """Shared `java.lang.Boolean`."""

@@ -119,7 +119,7 @@ class Fresh:
     def _singly(self) -> NDArray[np.bool_]:
         plan, o, i = self.plan, self.plan.objects, self.indices
         singly = (o.roi_kind[i] == RoiKind.RECTANGLE) | (o.roi_kind[i] == RoiKind.ELLIPSE)
-        singly |= np.diff(o.polygons.geom_offsets)[i] != 1
+        singly |= (np.diff(o.polygons.geom_offsets)[i] != 1) | (o.colors[i] >= 0)
         if o.nuclei is not None:
             singly |= plan.has_nucleus[i] & (np.diff(o.nuclei.geom_offsets)[i] != 1)
         kinds = o.kind[i].astype(np.int64)

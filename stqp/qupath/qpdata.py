@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +16,16 @@ from stqp import files
 from stqp.errors import InputError, UsageError
 from stqp.qupath.decode import class_text
 from stqp.qupath.document import Document, backup_of, make_backup
+from stqp.qupath.image import ImageData, Stains, WorkflowStep, image_data, set_image, set_tma_grid
 from stqp.qupath.javanodes import MAGIC, NULL, Block, EnumNode, Instance, Reset, StreamError, Text, encode
-from stqp.qupath.layout import HIERARCHY, PATH_CLASS, ROOT, Q, Vocabulary
+from stqp.qupath.layout import HIERARCHY, IMAGE_TYPE, PATH_CLASS, ROOT, WORKFLOW, Vocabulary
 from stqp.qupath.objects import ObjectKind, PathObjects, random_ids
 from stqp.qupath.runs import RunReader
 
 logger = logging.getLogger(__name__)
 
 # a damaged file may hold any node where another belongs
-_BROKEN = (StreamError, ValueError, TypeError, AttributeError, LookupError, OverflowError, struct.error)
+_BROKEN = (StreamError, ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError, struct.error)
 
 Choice = Callable[[PathObjects], ArrayLike] | ArrayLike
 
@@ -85,6 +86,8 @@ def rewrite(path: Path, drop: Choice, new: PathObjects, target: Path | None = No
     mask = np.asarray(drop(present) if callable(drop) else drop, dtype=bool)
     if mask.shape != (len(present),):
         raise UsageError(f"the mask has shape {mask.shape}, but {path} has {len(present)} objects")
+    if (new.kind == ObjectKind.TMA_CORE).any():
+        raise UsageError("TMA cores can be written to a new file only; here they can be read and kept")
     if (mask & (present.kind == ObjectKind.TMA_CORE)).any():
         raise InputError(f"{path} has TMA cores among the objects to replace; only QuPath can take them out")
     kept = present.take(~mask)
@@ -100,8 +103,57 @@ def rewrite(path: Path, drop: Choice, new: PathObjects, target: Path | None = No
     return PathObjects.concatenate([kept, new])
 
 
-def write_new(path: Path, new: PathObjects, server_json: str, properties: Mapping[str, str] | None = None) -> None:
-    """Write a file with these objects and nothing else, of image type H&E.
+def read_image_data(path: Path) -> ImageData:
+    """Read an image's objects, type, stains, workflow and properties; as `read_objects` otherwise."""
+    with _readable(path):
+        return image_data(_load(path))
+
+
+def edit_image_data(
+    path: Path,
+    *,
+    image_type: str | None = None,
+    stains: Stains | None = None,
+    steps: Sequence[WorkflowStep] = (),
+    properties: Mapping[str, str | int | float | bool] | None = None,
+    target: Path | None = None,
+) -> None:
+    """Change what a file holds beside its objects; what is not named, and all objects, stay.
+
+    Parameters
+    ----------
+    path
+        An existing ``data.qpdata``; it is replaced atomically.
+    image_type, stains, steps, properties
+        As for `stqp.qupath.image.set_image`.
+    target
+        Written in place of `path`, which then stays as it is.
+
+    Raises
+    ------
+    InputError
+        When the file cannot be read; it is then unchanged.
+    UsageError
+        When QuPath has no such type of image.
+    """
+    with _readable(path):
+        document = _load(path)
+        set_image(document, image_type, stains, steps, properties)
+        document.save(target or path)
+
+
+def write_new(
+    path: Path,
+    new: PathObjects,
+    server_json: str,
+    properties: Mapping[str, str | int | float | bool] | None = None,
+    *,
+    image_type: str = "BRIGHTFIELD_H_E",
+    stains: Stains | None = None,
+    steps: Sequence[WorkflowStep] = (),
+    tma_grid: tuple[int, int] | None = None,
+) -> None:
+    """Write a new file with these objects.
 
     Parameters
     ----------
@@ -112,37 +164,45 @@ def write_new(path: Path, new: PathObjects, server_json: str, properties: Mappin
     server_json
         What QuPath keeps of the image in the file's head.
     properties
-        Text by key.
+        Text, numbers and truth values by key.
+    image_type, stains, steps
+        As for `stqp.qupath.image.set_image`; without stains, QuPath takes its own for the type.
+    tma_grid
+        Width and height of the grid that the TMA cores among the objects make, row by row.
 
     Raises
     ------
     UsageError
         When the objects cannot be written.
     """
+    if tma_grid is None and (new.kind == ObjectKind.TMA_CORE).any():
+        raise UsageError("TMA cores need a grid; give its width and height")
     v = Vocabulary()
     country, empty, language = Text(b"US"), Text(b""), Text(b"en")
     locale = v.serial("java.util.Locale", b"\xff\xff\xff\xff", [country, empty, language, empty, empty], [])
-    workflow = Instance(v.desc(Q + "plugins.workflow.Workflow"), [Block(struct.pack(">ii", 1, 0))])
+    workflow = Instance(v.desc(WORKFLOW), [Block(struct.pack(">ii", 1, 0))])
     identity = v.metadata([("Object ID", Text(random_ids(1)[0].encode()))])
     root = Instance(v.desc(ROOT), [NULL, NULL, identity, NULL, Block(bytes(4))])
-    pairs = [(Text(encode(k)), Text(encode(t))) for k, t in (properties or {}).items()]
     version = b"Data file version 3"
     document = Document(
         [
             Block(struct.pack(">H", len(version)) + version),
             Text(encode(server_json)),
             locale,
-            EnumNode(v.desc(Q + "images.ImageData$ImageType"), Text(b"BRIGHTFIELD_H_E")),
+            EnumNode(v.desc(IMAGE_TYPE), Text(b"UNSET")),
             NULL,
             workflow,
             v.serial(HIERARCHY, b"", [root, NULL]),
-            v.hash_map(pairs),
+            v.hash_map([]),
             Text(b"EOF"),
         ],
         root,
         v,
     )
+    set_image(document, image_type, stains, steps, properties)
     document.append(new)
+    if tma_grid is not None:
+        set_tma_grid(document, tma_grid)
     document.save(path)
 
 

@@ -200,7 +200,7 @@ def foreign_file(path, extra, children):
     document_objects = many(5, seed=1)
     write_new(path, document_objects, "{}")
     document = qpdata._parse(path)
-    v = Vocabulary(document._vocabulary._existing)
+    v = Vocabulary(document.vocabulary._existing)
     made = children(v, document)
     parts = Parts(document.root)
     document_module._set_children(document.root, parts, document.root.data[parts.start : parts.stop] + made)
@@ -328,7 +328,7 @@ def test_geometries_of_02_are_serialised_jts(more_classes):
     several = v.serial(jts + "MultiPolygon", b"", [v.array([polygon, polygon])])
     for geometry, n_rings in ((polygon, 2), (several, 4)):
         node = v.serial("qupath.lib.roi.GeometryROI$SerializationProxy", struct.pack(">3i", -1, 0, 0), [geometry])
-        kind, rings, plane = roi(node)
+        kind, rings, _, plane = roi(node)
         assert (kind, len(rings), plane) == (RoiKind.GEOMETRY, n_rings, (-1, 0, 0))
         assert [len(r) for r in rings] == [4] * n_rings
         assert rings[1].min() == 2 and rings[0].max() == 10
@@ -460,7 +460,7 @@ def test_values_that_look_like_objects_do_not_mislead(tmp_path):
     objects = many(400, seed=4, kind=ObjectKind.DETECTION)
     write_new(tmp_path / "f", objects, "{}")
     document = qpdata._parse(tmp_path / "f")
-    desc = document._vocabulary._existing["qupath.lib.objects.PathDetectionObject"]
+    desc = document.vocabulary._existing["qupath.lib.objects.PathDetectionObject"]
     head = b"sq" + struct.pack(">I", 0x7E0000 + desc.handle)
     # as coordinates: any four bytes are a float, and the x of a polygon follow each other
     x = np.frombuffer(head * 2, ">f4").astype(np.float64)
