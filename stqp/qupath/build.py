@@ -165,7 +165,8 @@ def roi_node(v: Vocabulary, polygons: Polygons, index: int, kind: RoiKind, plane
         return v.serial(POLYGON, place, [NULL, NULL, x, y])
     import shapely
 
-    wkb = shapely.to_wkb(polygons.take([index]).to_shapely()[0], byte_order=0)
+    # in normal form, so that writing what was read gives the same bytes
+    wkb = shapely.to_wkb(shapely.normalize(polygons.take([index]).to_shapely()[0]), byte_order=0)
     return v.serial(WKB, place, [NULL, Array(v.desc("[B"), wkb)])
 
 
