@@ -166,14 +166,13 @@ def _wkb(data: bytes) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float6
     import shapely
 
     try:
-        geometry = shapely.from_wkb(data)
+        parts = shapely.get_parts(shapely.from_wkb(data))
+        parts = np.concatenate([shapely.get_parts(part) for part in parts]) if len(parts) else parts
+        areas = np.isin(shapely.get_type_id(parts), (3, 6))
+        rings = _rings(Polygons.from_shapely([_joined(parts[areas])])) if areas.any() else []
+        return rings, [shapely.get_coordinates(part) for part in parts[~areas]]
     except shapely.errors.ShapelyError as error:
         raise StreamError(f"a geometry is broken ({error})") from error
-    parts = shapely.get_parts(geometry)
-    parts = np.concatenate([shapely.get_parts(part) for part in parts]) if len(parts) else parts
-    areas = np.isin(shapely.get_type_id(parts), (3, 6))
-    rings = _rings(Polygons.from_shapely([_joined(parts[areas])])) if areas.any() else []
-    return rings, [shapely.get_coordinates(part) for part in parts[~areas]]
 
 
 def _joined(parts: NDArray[np.object_]) -> Any:
@@ -219,10 +218,45 @@ def _jts(node: Any) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]
     return rings, lines
 
 
+class Budget:
+    """How much memory the objects of a file may take, so that a small hostile one does not fill the machine.
+
+    What objects share is in the file once, and in each object's columns: a shape, a list of names.
+
+    Parameters
+    ----------
+    size
+        Of the file, in bytes.
+    """
+
+    def __init__(self, size: int):
+        # a vertex takes 8 bytes, and may be shared by a few objects; that of an ellipse takes one
+        self._vertices_left = max(1 << 20, 2 * size)
+        self._most_values = max(1 << 26, 4 * size)
+
+    def vertices(self, number: int) -> None:
+        """Count vertices.
+
+        Raises
+        ------
+        StreamError
+            When they are more than an honest file of the size has.
+        """
+        self._vertices_left -= number
+        if self._vertices_left < 0:
+            raise StreamError("its shapes have more vertices than a file of its size can hold")
+
+    def columns(self, objects: int, columns: int) -> None:
+        """Check the size of a table, as `vertices`."""
+        if objects * columns > self._most_values:
+            raise StreamError(f"its {objects} objects have {columns} different measurements and keys; is it damaged?")
+
+
 class Rows:
     """Collects objects one by one; `finish` makes columns of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
         self.rows: list[tuple[Any, ...]] = []
         self.rings: list[list[NDArray[np.float64]]] = []
         self.nuclei: list[list[NDArray[np.float64]]] = []
@@ -239,7 +273,7 @@ class Rows:
 
     def fresh(self) -> Rows:
         """Make an empty collector that knows the classes and names this one has met."""
-        other = Rows()
+        other = Rows(self.budget)
         other.colors, other._classes, other._names = self.colors, self._classes, self._names
         return other
 
@@ -281,6 +315,7 @@ class Rows:
             raise StreamError(f"an object of {node.desc.name} has an unknown layout ({error})") from error
         is_locked = locked is not NULL and bool(locked.get("value"))
         name = None if data[0] is NULL else str(data[0])
+        self.budget.vertices(sum(len(part) for part in (*shape.rings, *shape.lines, *nucleus)))
         self.rings.append(shape.rings)
         self.lines.append(shape.lines)
         self.nuclei.append(nucleus)
@@ -318,6 +353,7 @@ class Rows:
     def finish(self) -> PathObjects:
         """Columns of all that was added; parents are as given."""
         n = len(self.rows)
+        self.budget.columns(n, len(self.metadata) + len(self.measurements))
         columns = list(zip(*self.rows, strict=True)) if n else [()] * 11
         kind, ids, names, classes, probability, locked, parent, roi_kind, plane, colors, missing = columns
         objects = PathObjects.build(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stqp import files
 from stqp.qupath.build import Plan
-from stqp.qupath.decode import Parts, Rows
+from stqp.qupath.decode import Budget, Parts, Rows
 from stqp.qupath.javanodes import Block, Instance, Node, StreamError
 from stqp.qupath.javawriter import Writer
 from stqp.qupath.layout import KINDS, Vocabulary
@@ -36,6 +36,7 @@ class Document:
         self._dropped: set[Node] = set()
         self._dropped_handles: set[int] = set()
         self.from_backup = False
+        self.size = 0  # of the file, in bytes
 
     def walk(self) -> Iterator[tuple[Any, Parts | None, int, int]]:
         """Item, its parts (None for a run), position of its parent and of itself; parents first."""
@@ -65,7 +66,7 @@ class Document:
         """All objects as columns."""
         pieces: list[PathObjects] = []
         parents: list[NDArray[np.int64]] = []
-        shared = Rows()
+        shared = Rows(Budget(self.size))
         rows = shared.fresh()
         for item, parts, parent, _ in self.walk():
             if parts is not None:

@@ -74,7 +74,7 @@ class Text(Node):
 class ClassDesc(Node):
     """The description of a class."""
 
-    __slots__ = ("annotations", "fields", "flags", "name", "parent", "primitive_size", "uid")
+    __slots__ = ("annotations", "depth", "fields", "flags", "name", "parent", "primitive_size", "uid")
 
     def __init__(self, name: str, uid: bytes, flags: int, fields: list[tuple[str, str, Any]], parent: ClassDesc | None):
         super().__init__()
@@ -82,6 +82,7 @@ class ClassDesc(Node):
         self.fields = fields
         self.annotations: list[Any] = []
         self.primitive_size = 0
+        self.depth = 0  # known when all of it is read
 
     def prepare(self) -> None:
         """Work out the bytes of the primitive fields, which come first."""
@@ -109,12 +110,13 @@ class ClassDesc(Node):
 class ProxyDesc(Node):
     """The description of a proxy class."""
 
-    __slots__ = ("annotations", "names", "parent")
+    __slots__ = ("annotations", "depth", "names", "parent")
 
     def __init__(self, names: list[bytes]):
         super().__init__()
         self.names = names
         self.annotations: list[Any] = []
+        self.depth = 0
         self.parent: ClassDesc | None = None
 
 

@@ -39,6 +39,7 @@ from stqp.qupath.javanodes import (
     decode,
 )
 
+_DEEPEST = 64
 _u16 = struct.Struct(">H").unpack_from
 _i32 = struct.Struct(">i").unpack_from
 _u32 = struct.Struct(">I").unpack_from
@@ -175,6 +176,7 @@ class Reader:
             proxy.names = [self._utf() for _ in range(self._count(self.pos - 4))]
             proxy.annotations = self._until_end()
             proxy.parent = self._desc()
+            proxy.depth = 1
             return proxy
         if tag != CLASS_DESC:
             raise StreamError(f"byte {self.pos} is {tag:#04x}, where a class should be")
@@ -194,8 +196,13 @@ class Reader:
                 raise StreamError(f"byte {self.pos} gives {name} a field of the unknown type {code!r}")
             desc.fields.append((code, field, self.content() if code in "[L" else None))
         desc.annotations = self._until_end()
-        desc.parent = self._desc()
+        parent = self._desc()
         desc.prepare()
+        desc.depth = 1 if parent is None else parent.depth + 1
+        # one that is not read to its end, and so has no depth, descends from this one
+        if parent is not None and not 0 < parent.depth < _DEEPEST:
+            raise StreamError(f"byte {self.pos} makes {name} descend from itself, or from too many others")
+        desc.parent = parent
         self.classes.setdefault(name, desc)
         return desc
 

@@ -272,4 +272,6 @@ def _parse(path: Path) -> Document:
         if isinstance(node, Instance) and node.desc.name == PATH_CLASS:
             path_classes.setdefault(class_text(node)[0], node)
     vocabulary = Vocabulary(reader.classes, path_classes)
-    return Document(items, root, vocabulary, reader.next_handle)
+    document = Document(items, root, vocabulary, reader.next_handle)
+    document.size = len(data)
+    return document
