@@ -4,49 +4,46 @@ from __future__ import annotations
 
 import io
 import json
-import re
+import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from stqp import files
-from stqp.qupath import qpdata, servers
+from stqp.errors import UsageError
+from stqp.qupath import qpdata, servers, uris
 from stqp.qupath.document import backup_of
-from stqp.qupath.objects import ObjectKind, PathObjects
+from stqp.qupath.folders import OBJECTS, STAGED, STQP_FOLDER
+from stqp.qupath.interface import Replace
+from stqp.qupath.objects import PathObjects
+from stqp.qupath.pending import NEW_MARK, is_whole
+from stqp.qupath.saving import Saving, json_bytes
+from stqp.qupath.summary import summary
 from stqp.slides import Slide
-from stqp.taxonomy import RGB, color_of
 
 if TYPE_CHECKING:
     from stqp.qupath.project import QuPathProject
 
-QUPATH_VERSION = "0.5.1"
-STQP_FOLDER = "stqp"
-_OBJECTS = "data.qpdata"
-_STAGED = ".data.qpdata.staged"
-_KIND_NAMES = {
-    ObjectKind.ANNOTATION: "Annotations",
-    ObjectKind.DETECTION: "Detections",
-    ObjectKind.CELL: "Cells",
-    ObjectKind.TILE: "Tiles",
-    ObjectKind.TMA_CORE: "TMA cores",
-}
-_RESERVED = {"con", "prn", "aux", "nul", *(f"{d}{i}" for d in ("com", "lpt") for i in range(1, 10))}
-
-Replace = Callable[[PathObjects], ArrayLike]
+logger = logging.getLogger(__name__)
 
 
 class ProjectEntry:
-    """One image of a QuPath project; `QuPathProject` makes them."""
+    """One image of a QuPath project; `QuPathProject` makes them.
+
+    `stqp.qupath.interface.Entry` says what its methods promise. A change is written when the project is saved.
+    """
 
     def __init__(self, project: QuPathProject, content: dict[str, Any], new: bool):
         self._project = project
         self._json = content
         self._new = new
         self._staged: PathObjects | None = None
+        self._server_changed = False
+        self._found: tuple[str, str | None, Path | None] | None = None
+        self.home: str | None = None
 
     def __repr__(self) -> str:
         """Name and id."""
@@ -62,36 +59,129 @@ class ProjectEntry:
         """Name as QuPath lists it."""
         return str(self._json.get("imageName") or self.id)
 
+    def rename(self, name: str) -> None:
+        """Give the image another name; what stqp noted of it goes with it."""
+        if not name.strip():
+            raise UsageError("the name of an image is not empty")
+        if self._set("imageName", name):
+            self._project.forget_names()
+
+    @property
+    def description(self) -> str | None:
+        """Text that QuPath shows with the image, None when there is none."""
+        text = self._json.get("description")
+        return None if text is None else str(text)
+
+    @description.setter
+    def description(self, text: str | None) -> None:
+        self._set("description", text)
+
+    @property
+    def tags(self) -> list[str]:
+        """Tags of the image, a copy; QuPath 0.6 and later keep them."""
+        return [str(tag) for tag in self._json.get("tags") or []]
+
+    @tags.setter
+    def tags(self, tags: Iterable[str]) -> None:
+        wanted = list(dict.fromkeys(str(tag) for tag in tags))
+        if wanted == self.tags:
+            return
+        self._set("tags", wanted)
+        if wanted and not self._project.version.keeps_tags:
+            logger.warning(
+                "QuPath %s drops the tags of images when it saves; 0.6 and later keep them", self._project.version
+            )
+
     @property
     def metadata(self) -> dict[str, str]:
         """What the project notes of the image, a copy."""
         return {str(k): str(v) for k, v in (self._json.get("metadata") or {}).items()}
 
+    @metadata.setter
+    def metadata(self, metadata: Mapping[str, str]) -> None:
+        wanted = {str(k): str(v) for k, v in metadata.items()}
+        if wanted != self.metadata or list(wanted) != list(self.metadata):
+            self._set("metadata", wanted)
+
     def add_metadata(self, metadata: Mapping[str, str]) -> None:
-        """Set keys of the metadata."""
-        merged = {**self.metadata, **{str(k): str(v) for k, v in metadata.items()}}
-        if merged != self.metadata:
-            self._json["metadata"] = merged
-            self._project.mark_changed()
+        """Set keys of the metadata; others stay."""
+        self.metadata = {**self.metadata, **metadata}
+
+    def remove_metadata(self, keys: Iterable[str]) -> None:
+        """Take keys out of the metadata; those that are not there do no harm."""
+        gone = {keys} if isinstance(keys, str) else set(keys)
+        self.metadata = {k: v for k, v in self.metadata.items() if k not in gone}
+
+    def _set(self, key: str, value: Any) -> bool:
+        """Change a key of the project file, None takes it out; whether that changes anything."""
+        self._project.check_writable()
+        if self._json.get(key) == value and (value is not None or key not in self._json):
+            return False
+        if value is None:
+            del self._json[key]
+        else:
+            self._json[key] = value
+        self._project.mark_changed()
+        return True
+
+    @property
+    def image_uri(self) -> str | None:
+        """URI of the image as the project has it, None when it names none; of several, the first."""
+        return next((b["uri"] for b in self.uri_builders() if b["uri"]), None)
+
+    def uri_builders(self) -> list[dict[str, Any]]:
+        """The parts of the server builder that name a file, themselves."""
+        return list(servers.uri_builders(self._json.get("serverBuilder")))
 
     @property
     def image_path(self) -> Path | None:
         """Image file: where the project says, or at the same place relative to the project; None if no file."""
-        uri = servers.builder_of(self._json).get("uri")
-        if not isinstance(uri, str):
+        uri, recorded = self.image_uri, self._project.recorded_uri
+        if uri is None:
             return None
-        return servers.resolve(uri, self._project.recorded_uri, self._project.folder)
+        # a search on a slow network drive is made once, as long as it finds something
+        if self._found is None or self._found[:2] != (uri, recorded) or not self._found[2]:
+            path = uris.resolve(uri, recorded, self._project.folder)
+            if path is None or not uris.exists(path):
+                return path
+            self._found = (uri, recorded, path)
+        return self._found[2]
+
+    @property
+    def image_found(self) -> bool:
+        """Whether the image file is there."""
+        path = self.image_path
+        return path is not None and uris.exists(path)
 
     @property
     def mpp(self) -> float | None:
         """µm per pixel as set in the project, None when it is not."""
         return servers.mpp_of(servers.metadata_of(self._json))
 
+    def set_mpp(self, mpp: float) -> None:
+        """Set the µm per pixel, as a person does in QuPath.
+
+        Raises
+        ------
+        UsageError
+            When they are not above 0.
+        InputError
+            When the project has no metadata of the image.
+        """
+        self._project.check_writable()
+        servers.set_mpp(self._json, mpp)
+        self.mark_server_changed()
+
     @property
     def size(self) -> tuple[int, int] | None:
         """Width and height in pixels, None when the project does not say."""
-        metadata = servers.metadata_of(self._json)
-        return (int(metadata["width"]), int(metadata["height"])) if {"width", "height"} <= metadata.keys() else None
+        return servers.size_of(servers.metadata_of(self._json))
+
+    @property
+    def is_rgb(self) -> bool | None:
+        """Whether the image has three colours of 8 bits, None when the project does not say."""
+        said = servers.metadata_of(self._json).get("isRGB")
+        return said if isinstance(said, bool) else None
 
     @property
     def folder(self) -> Path:
@@ -101,13 +191,13 @@ class ProjectEntry:
     @property
     def stqp_folder(self) -> Path:
         """Folder for what stqp notes of the image; its name is good on Windows, and no other image's."""
-        names = [safe_name(e.name).lower() for e in self._project.entries if e.id != self.id]
-        name = safe_name(self.name)
-        unique = name if name.lower() not in names else f"{name}-{self.id}"
-        return self._project.folder / STQP_FOLDER / unique
+        root = self._project.folder / STQP_FOLDER
+        if self.home is not None and (root / self.home).exists():
+            return root / self.home
+        return root / self._project.free_folder_name(self)
 
     def read_objects(self) -> PathObjects:
-        """Read the image's objects; none when none were ever saved.
+        """Read the image's objects, with those that will be saved; none when none were ever saved.
 
         Raises
         ------
@@ -140,36 +230,54 @@ class ProjectEntry:
         self._project.write_objects(self, new, replace)
 
     def stage_objects(self, new: PathObjects, replace: Replace | None) -> None:
-        """Write the objects to a file that takes its place at `commit`."""
-        target = self.folder / _STAGED
+        """Write the objects to a file that takes its place when the project is saved."""
+        target = self.folder / STAGED
         path = self._current()
         if path.exists() or backup_of(path).exists():
             drop = replace or (lambda present: np.zeros(len(present), bool))
             self._staged = qpdata.rewrite(path, drop, new, target)
         else:
-            server = self._json["serverBuilder"]
-            head = {"dataVersion": 3, "qupathVersion": QUPATH_VERSION, "server": server}
+            head = self._project.version.head(self._json["serverBuilder"])
             qpdata.write_new(target, new, json.dumps(head, ensure_ascii=False, separators=(",", ":")))
             self._staged = new
 
     def write_image_files(self, slide: Slide) -> None:
-        """Write what QuPath keeps beside the objects: the server, and a thumbnail."""
+        """Write what QuPath keeps beside the objects of a new image: the server, and a thumbnail."""
         from PIL import Image
 
-        builder = self._json["serverBuilder"]
-        files.write_json(self.folder / "server.json", {"builder": builder, "metadata": builder["metadata"]})
+        files.write_bytes(self.folder / NEW_MARK, b"")  # nobody's, if this run is killed
+        files.write_bytes(self.folder / "server.json", self._server_json())
         buffer = io.BytesIO()
         Image.fromarray(slide.thumbnail(1000, 600)).save(buffer, "JPEG", quality=85)
         files.write_bytes(self.folder / "thumbnail.jpg", buffer.getvalue())
 
-    def commit(self) -> None:
-        """Put staged objects in their place."""
+    def _server_json(self) -> bytes:
+        return json_bytes(self._project.version.server_json(self._json["serverBuilder"]))
+
+    def mark_server_changed(self) -> None:
+        """Have the server builder written at the next save."""
+        self._server_changed = True
+        self._project.mark_changed()
+
+    def prepare(self, saving: Saving) -> None:
+        """Have what changed take its place in a save."""
         if self._staged is not None:
-            path = self.folder / _OBJECTS
-            qpdata.replace_with_backup(self.folder / _STAGED, path)
-            self._write_summary(self._staged, path)
-            self._staged = None
-        self._new = False
+            path, staged = self.folder / OBJECTS, self.folder / STAGED
+            # a broken file is not worth more than the backup that is there
+            saving.place(staged, path, backup_of(path) if is_whole(path) else None)
+            file = self.folder / "summary.json"
+            saving.write(file, summary(file, self._staged, staged, self.size))
+        if self._server_changed and self.folder.exists():
+            saving.write(self.folder / "server.json", self._server_json())
+
+    def saved(self) -> None:
+        """Note that all is in its place."""
+        if self._staged is not None:
+            backup_of(self.folder / OBJECTS).unlink(missing_ok=True)
+        if self._new:
+            (self.folder / NEW_MARK).unlink(missing_ok=True)
+        self._staged = None
+        self._server_changed = self._new = False
 
     def rollback(self) -> None:
         """Forget staged objects, and all files of an image that was never saved."""
@@ -177,54 +285,8 @@ class ProjectEntry:
         if self._new:
             shutil.rmtree(self.folder, ignore_errors=True)
         else:
-            (self.folder / _STAGED).unlink(missing_ok=True)
+            for name in (STAGED, f"{STAGED}.bkp"):
+                (self.folder / name).unlink(missing_ok=True)
 
     def _current(self) -> Path:
-        return self.folder / (_STAGED if self._staged is not None else _OBJECTS)
-
-    def _write_summary(self, objects: PathObjects, path: Path) -> None:
-        summary_file = self.folder / "summary.json"
-        try:
-            summary = dict(json.loads(summary_file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            summary = {"timestamp": 0, "imageType": "BRIGHTFIELD_H_E"}
-            size = self.size
-            if size is not None:
-                summary["server"] = {"width": size[0], "height": size[1], "sizeC": 3, "sizeZ": 1, "sizeT": 1}
-        summary["timestamp"] = int(path.stat().st_mtime * 1000)
-        counts = {"Root objects": 1}
-        for kind, name in _KIND_NAMES.items():
-            number = int((objects.kind == kind).sum())
-            if number:
-                counts[name] = number
-        annotation = objects.kind == ObjectKind.ANNOTATION
-        detection = ~annotation & (objects.kind != ObjectKind.TMA_CORE)
-        summary["hierarchy"] = {
-            "nObjects": len(objects) + 1,
-            "objectTypeCounts": counts,
-            "annotationClassificationCounts": _class_counts(objects, annotation),
-            "detectionClassificationCounts": _class_counts(objects, detection),
-        }
-        text = json.dumps(summary, ensure_ascii=False, separators=(",", ":"))
-        files.write_bytes(summary_file, text.encode())
-
-
-def _class_counts(objects: PathObjects, mask: Any) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for name in objects.classes[mask].tolist():
-        counts[name or "Unclassified"] = counts.get(name or "Unclassified", 0) + 1
-    return counts
-
-
-def colors_in_use(objects: PathObjects) -> dict[str, RGB]:
-    """Colours of the classes that objects have."""
-    names = dict.fromkeys(name for name in objects.classes.tolist() if name is not None)
-    return {name: objects.class_colors.get(name) or color_of(name) for name in names}
-
-
-def safe_name(name: str) -> str:
-    """Name for a folder that is allowed on Windows, macOS and Linux."""
-    text = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", name).strip().rstrip(". ")[:100].rstrip(". ")
-    if not text or text.split(".")[0].strip().lower() in _RESERVED:
-        text = f"_{text}"
-    return text
+        return self.folder / (STAGED if self._staged is not None else OBJECTS)

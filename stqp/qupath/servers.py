@@ -1,14 +1,13 @@
-"""How a QuPath project says which image an entry shows: URIs, the server's JSON, calibration."""
+"""How a QuPath project says which image an entry shows: its server builder, metadata, calibration."""
 
 from __future__ import annotations
 
-import os
-import posixpath
-import re
-from pathlib import Path, PurePath, PureWindowsPath
+import math
+from collections.abc import Iterator
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
 
+from stqp.errors import InputError, UsageError
+from stqp.qupath.uris import absolute, to_uri
 from stqp.slides import Slide
 
 _PROVIDERS = {
@@ -18,67 +17,7 @@ _PROVIDERS = {
 # OpenSlide's bounds would shift QuPath's pixels against stqp's, which counts from the corner of the scan
 _ARGS = {"openslide": ["--no-crop"], "bioformats": ["--series", "0"]}
 _MAGNIFICATIONS = (5.0, 10.0, 20.0, 40.0)
-_DRIVE = re.compile(r"^/[A-Za-z]:")
 MICROMETRE = "µm"
-
-
-def to_uri(path: PurePath) -> str:
-    """``file:`` URI of an absolute path, POSIX or Windows, as Java writes it."""
-    text = path.as_posix()
-    if isinstance(path, PureWindowsPath):
-        text = text if text.startswith("//") else "/" + text
-    return ("file:" + quote(text, safe="/:@!$&'()*+,=~")).replace("file:///", "file:/")
-
-
-def uri_path(uri: str) -> str | None:
-    """Path of a ``file:`` URI with forward slashes (``/C:/x`` on a Windows drive); None for others."""
-    if "://" not in uri and not uri.startswith("file:"):
-        return uri.replace("\\", "/")  # QuPath takes a bare path, with a warning
-    parts = urlsplit(uri)
-    if parts.scheme.lower() != "file":
-        return None
-    host = f"//{parts.netloc}" if parts.netloc and parts.netloc != "localhost" else ""
-    # a URI that was not encoded may hold ? and #
-    rest = parts.path + (f"?{parts.query}" if parts.query else "") + (f"#{parts.fragment}" if parts.fragment else "")
-    return host + unquote(rest)
-
-
-def local_path(path: str) -> Path:
-    """Path on this machine of what `uri_path` gives."""
-    if os.name == "nt" and _DRIVE.match(path):
-        path = path[1:]
-    return Path(path)
-
-
-def resolve(uri: str, recorded_project: str | None, folder: Path) -> Path | None:
-    """Find the image of an entry.
-
-    Parameters
-    ----------
-    uri
-        Of the image, as the project has it.
-    recorded_project
-        URI that the project file has of itself, from where it was saved.
-    folder
-        Where the project is now.
-
-    Returns
-    -------
-    Path or None
-        The image where the URI says; when it is not there, the same place relative to the project if it is
-        there, otherwise what the URI says. None when the URI is not of a file.
-    """
-    path = uri_path(uri)
-    if path is None:
-        return None
-    said = local_path(path)
-    home = uri_path(recorded_project) if recorded_project else None
-    if said.exists() or home is None:
-        return said
-    if _DRIVE.match(path) and _DRIVE.match(home) and path[1].lower() != home[1].lower():
-        return said
-    moved = Path(os.path.normpath(folder / posixpath.relpath(path, posixpath.dirname(home))))
-    return moved if moved.exists() else said
 
 
 def builder_json(slide: Slide, name: str) -> dict[str, Any]:
@@ -90,11 +29,6 @@ def builder_json(slide: Slide, name: str) -> dict[str, Any]:
         "args": list(_ARGS[slide.backend]),
         "metadata": _metadata(slide, name),
     }
-
-
-def absolute(path: Path) -> Path:
-    """Absolute path without ``..``, links left as they are."""
-    return Path(os.path.abspath(path))  # noqa: PTH100 - Path.resolve would follow links
 
 
 def _metadata(slide: Slide, name: str) -> dict[str, Any]:
@@ -139,12 +73,39 @@ def magnification_of(mpp: float | None) -> float | None:
     return near if abs(near * mpp / 10 - 1) <= 0.15 else None
 
 
-def builder_of(entry: dict[str, Any]) -> dict[str, Any]:
-    """Find the builder that names the file, within those that rotate, crop or recolour."""
-    builder = entry.get("serverBuilder") or {}
-    while "uri" not in builder and isinstance(builder.get("builder"), dict):
-        builder = builder["builder"]
-    return dict(builder)
+def uri_builders(content: Any) -> Iterator[dict[str, Any]]:
+    """Find the builders that name a file, at any depth within those that rotate, crop, recolour or join.
+
+    Parameters
+    ----------
+    content
+        A ``serverBuilder``.
+
+    Yields
+    ------
+    dict
+        Itself, not a copy; the image that is shown first comes first.
+    """
+    if isinstance(content, dict):
+        if isinstance(content.get("uri"), str) and ("providerClassName" in content or "builderType" in content):
+            yield content
+        for key, value in content.items():
+            if key != "metadata":
+                yield from uri_builders(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from uri_builders(value)
+
+
+def series_of(builder: dict[str, Any]) -> int:
+    """Number of the image within its file, 0 for the first and where nothing is said."""
+    args = [str(a) for a in builder.get("args") or []]
+    for flag, value in zip(args, [*args[1:], ""], strict=True):
+        if flag == "--series" and value.isdigit():
+            return int(value)
+        if flag.startswith("--series=") and flag[9:].isdigit():
+            return int(flag[9:])
+    return 0
 
 
 def metadata_of(entry: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +113,16 @@ def metadata_of(entry: dict[str, Any]) -> dict[str, Any]:
     builder = entry.get("serverBuilder") or {}
     while not builder.get("metadata") and isinstance(builder.get("builder"), dict):
         builder = builder["builder"]
-    return dict(builder.get("metadata") or {})
+    metadata = builder.get("metadata")
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def size_of(metadata: dict[str, Any]) -> tuple[int, int] | None:
+    """Width and height of an image's metadata, None when they are not said."""
+    try:
+        return int(metadata["width"]), int(metadata["height"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def mpp_of(metadata: dict[str, Any]) -> float | None:
@@ -162,4 +132,28 @@ def mpp_of(metadata: dict[str, Any]) -> float | None:
     if any(size.get("unit") not in (MICROMETRE, "\u03bcm", "um") for size in sizes):
         return None
     mean = sum(float(size["value"]) for size in sizes) / 2
-    return mean if 0 < mean < float("inf") else None
+    return mean if 0 < mean < math.inf else None
+
+
+def set_mpp(entry: dict[str, Any], mpp: float) -> None:
+    """Set the µm per pixel of an entry's image, as a person does in QuPath.
+
+    Raises
+    ------
+    UsageError
+        When they are not above 0.
+    InputError
+        When the project has no metadata of the image; QuPath takes all of them or none.
+    """
+    if not 0 < mpp < math.inf:
+        raise UsageError(f"the µm per pixel of an image are above 0, not {mpp}")
+    metadata = metadata_of(entry)
+    if not metadata:
+        raise InputError(
+            f"the project has no metadata of the image {entry.get('imageName')!r}, so its pixel size cannot be set; "
+            "open and save it in QuPath once"
+        )
+    size = {"value": float(mpp), "unit": MICROMETRE}
+    rest = {"zSpacing": {"value": 1.0, "unit": "z-slice"}, "timeUnit": "SECONDS", "timepoints": []}
+    present = metadata.get("pixelCalibration") or rest
+    metadata["pixelCalibration"] = {**present, "pixelWidth": size, "pixelHeight": dict(size)}
