@@ -84,12 +84,15 @@ def sync_folder(folder: Path) -> None:
     """Have the disk hold the names in a folder, where the system can be asked to."""
     if os.name == "nt":
         return
-    with contextlib.suppress(OSError):  # some network drives refuse; the names then come when they come
+    try:
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+    except OSError as error:  # some network drives cannot; the names then come when they come
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
 
 
 def move(source: Path, target: Path) -> None:
