@@ -62,7 +62,7 @@ class Plan:
 
     def __init__(self, objects: PathObjects, vocabulary: Vocabulary):
         objects.check()
-        _check(objects)
+        check(objects)
         self.objects = objects
         self.vocabulary = vocabulary
         n = len(objects)
@@ -163,19 +163,13 @@ def roi_node(v: Vocabulary, polygons: Polygons, index: int, kind: RoiKind, plane
             return v.serial(name, primitives, [NULL])
         x, y = (Array(v.desc("[F"), ring[:, axis].astype(">f4").tobytes()) for axis in (0, 1))
         return v.serial(POLYGON, place, [NULL, NULL, x, y])
-    import shapely
-
-    # in normal form, so that writing what was read gives the same bytes
-    wkb = shapely.to_wkb(shapely.normalize(polygons.take([index]).to_shapely()[0]), byte_order=0)
-    return v.serial(WKB, place, [NULL, Array(v.desc("[B"), wkb)])
+    return v.serial(WKB, place, [NULL, Array(v.desc("[B"), wkb(polygons, None, index))])
 
 
 def line_node(
     v: Vocabulary, polygons: Polygons, lines: Polygons, index: int, kind: RoiKind, plane: list[int]
 ) -> Instance:
     """Make the node of a line, polyline or points, or of a geometry that has lines or points in it."""
-    import shapely
-
     c, z, t = plane
     place = struct.pack(">iii", c, t, z)
     first, stop = lines.geom_offsets[index : index + 2]
@@ -190,17 +184,33 @@ def line_node(
             if kind == RoiKind.POINTS:
                 return v.serial(POINTS, place, [NULL, *arrays])
             return v.serial(POLYLINE, place, arrays)
+    return v.serial(WKB, place, [NULL, Array(v.desc("[B"), wkb(polygons, lines, index))])
+
+
+def wkb(polygons: Polygons, lines: Polygons | None, index: int) -> bytes:
+    """Rings and lines of an object as well-known binary, big-endian."""
+    import shapely
+
+    areas = polygons.take([index])
+    runs: list[NDArray[np.float64]] = []
+    if lines is not None:
+        first, stop = lines.geom_offsets[index : index + 2]
+        runs = [lines.coords[slice(*lines.ring_offsets[r : r + 2])] for r in range(first, stop)]
+    if not runs:
+        # in normal form, so that writing what was read gives the same bytes
+        whole: Any = shapely.normalize(areas.to_shapely()[0])
+        return bytes(shapely.to_wkb(whole, byte_order=0))
     parts: list[Any] = [shapely.Point(run[0]) if len(run) == 1 else shapely.LineString(run) for run in runs]
     if len(areas.coords):
         parts += shapely.get_parts(areas.to_shapely()).tolist()
     kinds = {part.geom_type for part in parts}
     if kinds == {"LineString"}:
-        whole: Any = shapely.MultiLineString(parts)
+        whole = shapely.MultiLineString(parts)
     elif kinds == {"Point"}:
         whole = shapely.MultiPoint(parts)
     else:
         whole = shapely.GeometryCollection(parts)
-    return v.serial(WKB, place, [NULL, Array(v.desc("[B"), shapely.to_wkb(whole, byte_order=0))])
+    return bytes(shapely.to_wkb(whole, byte_order=0))
 
 
 def is_rectangle(ring: NDArray[np.float64]) -> bool:
@@ -221,8 +231,14 @@ def is_ellipse(ring: NDArray[np.float64]) -> bool:
     return bool(np.abs(ring - ellipse(x0, y0, x1, y1)).max() < 1e-9 * max(1.0, np.abs(ring).max()))
 
 
-def _check(objects: PathObjects) -> None:
-    """Refuse what QuPath would not read."""
+def check(objects: PathObjects) -> None:
+    """Refuse what QuPath would not read.
+
+    Raises
+    ------
+    UsageError
+        When an object cannot be written so that QuPath reads it.
+    """
     for name in {c for c in objects.classes.tolist() if c is not None}:
         parts = name.split(": ")
         if any(not p.strip() or p != p.strip() or ":" in p or "\n" in p for p in parts):

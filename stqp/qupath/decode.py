@@ -150,7 +150,7 @@ def roi(node: Any) -> Roi:
             return Roi(RoiKind.RECTANGLE, [_rectangle(*box)], [], plane)
         return Roi(RoiKind.ELLIPSE, [ellipse(*box)], [], plane)
     if name == "GeometryROI$WKBSerializationProxy":
-        return Roi(RoiKind.GEOMETRY, *_wkb(node.get("wkb").data), plane)
+        return Roi(RoiKind.GEOMETRY, *wkb_parts(node.get("wkb").data), plane)
     if name == "GeometryROI$SerializationProxy":
         inner = next((o for _, others, _ in node.data for o in others if isinstance(o, Instance)), NULL)
         return Roi(RoiKind.GEOMETRY, *_jts(inner), plane)
@@ -161,8 +161,14 @@ def roi(node: Any) -> Roi:
     raise StreamError(f"a region is of the unknown class {node.desc.name}")
 
 
-def _wkb(data: bytes) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
-    """Rings and lines of a geometry."""
+def wkb_parts(data: bytes) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
+    """Rings and lines of a geometry in well-known binary.
+
+    Raises
+    ------
+    StreamError
+        When it is broken.
+    """
     import shapely
 
     try:
