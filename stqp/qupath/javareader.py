@@ -198,10 +198,10 @@ class Reader:
         desc.annotations = self._until_end()
         parent = self._desc()
         desc.prepare()
-        desc.depth = 1 if parent is None else parent.depth + 1
         # one that is not read to its end, and so has no depth, descends from this one
         if parent is not None and not 0 < parent.depth < _DEEPEST:
             raise StreamError(f"byte {self.pos} makes {name} descend from itself, or from too many others")
+        desc.depth = 1 if parent is None else parent.depth + 1
         desc.parent = parent
         self.classes.setdefault(name, desc)
         return desc
