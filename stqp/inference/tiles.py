@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from stqp.inference import postprocess
 from stqp.inference.clumps import ClumpFinder, Pixel, at, clip, find_clumps, grow, holds_whole
-from stqp.inference.polygonise import polygonise
 from stqp.inference.store import MapStore, Region
+from stqp.polygonise import polygonise
 from stqp.polygons import Polygons
 
 TILE = 2048

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from perfect_maps import grid_of_nuclei, hv_maps
 
 from stqp.inference import postprocess, tiles
-from stqp.inference.polygonise import polygonise
 from stqp.inference.store import MapStore
+from stqp.polygonise import polygonise
 
 
 def timed(function, repeats):

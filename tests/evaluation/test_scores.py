@@ -9,7 +9,7 @@ from stqp.errors import InputError
 from stqp.evaluation import matching
 from stqp.evaluation.overlap import from_maps, from_polygons
 from stqp.evaluation.scores import count, score_maps, summarise
-from stqp.inference.polygonise import polygonise
+from stqp.polygonise import polygonise
 
 A, B, C = 1, 2, 3
 

@@ -9,8 +9,8 @@ from stqp.errors import InputError, UsageError
 from stqp.evaluation.entries import evaluate_entries
 from stqp.evaluation.evaluate import evaluate_maps
 from stqp.inference.maps import map_stem, read_map, write_map
-from stqp.inference.polygonise import polygonise
 from stqp.inference.run import predict_targets
+from stqp.polygonise import polygonise
 from stqp.polygons import Polygons
 from stqp.qupath.objects import ObjectKind, PathObjects
 from stqp.qupath.project import QuPathProject

@@ -5,8 +5,8 @@ from perfect_maps import CLASSES, grid_of_nuclei, hv_maps
 from scipy import ndimage
 
 from stqp.inference import postprocess, tiles
-from stqp.inference.polygonise import polygonise
 from stqp.inference.store import MapStore
+from stqp.polygonise import polygonise
 
 SIDE = 164
 

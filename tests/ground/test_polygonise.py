@@ -1,9 +1,10 @@
 import numpy as np
+import pytest
 import shapely
 from perfect_maps import grid_of_nuclei
 from scipy import ndimage
 
-from stqp.inference.polygonise import polygonise
+from stqp.polygonise import polygonise, polygonise_bands
 
 
 def reference(mask):
@@ -62,3 +63,27 @@ def test_nothing_to_outline():
     for shape in ((0, 5), (4, 4)):
         polygons, ids = polygonise(np.zeros(shape, int))
         assert len(polygons) == len(ids) == 0
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 50])
+def test_bands_give_what_the_whole_map_gives(rows):
+    from skimage.measure import label
+
+    noise = np.random.default_rng(5).random((41, 23)) < 0.62
+    whole = label(noise, connectivity=1).astype(np.uint32)
+    whole[whole == 3] = 900  # higher than any that counts
+    highest = int(whole[whole < 900].max())
+    polygons, ids, beyond = polygonise_bands(lambda a, b: whole[a:b], 41, rows, highest)
+    expected, labels = polygonise(np.where(whole == 900, 0, whole))
+    assert ids.tolist() == labels.tolist() and beyond.tolist() == ([900] if 900 in whole else [])
+    np.testing.assert_array_equal(polygons.bounds(), expected.bounds())
+    np.testing.assert_array_equal(polygons.area(), expected.area())
+
+
+def test_bands_keep_the_largest_part_and_may_be_empty():
+    parts = np.zeros((20, 5), int)
+    parts[1, 1], parts[10:13, 2] = 1, 1
+    polygons, ids, _ = polygonise_bands(lambda a, b: parts[a:b], 20, 4, 1)
+    assert ids.tolist() == [1] and polygons.bounds().tolist() == [[2, 10, 3, 13]]
+    polygons, ids, _ = polygonise_bands(lambda a, b: parts[a:b] * 0, 20, 4, 1)
+    assert len(polygons) == len(ids) == 0

@@ -6,6 +6,8 @@ pixel centres (7 to 8 % low for nuclei at 0.25 µm/px).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -68,6 +70,59 @@ def polygonise(labels: NDArray[np.integer]) -> tuple[Polygons, Ints]:
     part = grid.reshape(-1)[pixel[starts[:-1]]][outer]
     by_part = np.argsort(part)
     return rings.take(outer[by_part]), label_of_part[part[by_part] - 1]
+
+
+def polygonise_bands(
+    read: Callable[[int, int], NDArray[np.integer]], height: int, rows: int, highest: int
+) -> tuple[Polygons, Ints, Ints]:
+    """Outline the nuclei of an instance map that is too large for the memory, band by band.
+
+    Parameters
+    ----------
+    read
+        Gives the rows from the first number to before the second.
+    height
+        Rows of the map.
+    rows
+        Rows of a band; read once each.
+    highest
+        The highest label that counts; higher ones are background.
+
+    Returns
+    -------
+    polygons, ids
+        As of `polygonise`; of a nucleus in parts the largest one.
+    beyond : int64 (k,)
+        Labels that were too high, ascending.
+    """
+    parts: list[Polygons] = []
+    ids: list[Ints] = []
+    beyond: list[Ints] = []
+    rest = read(0, 0)
+    for top in range(0, height, rows):
+        band = np.asarray(read(top, min(top + rows, height)))
+        if (high := band > highest).any():
+            beyond.append(np.unique(band[high]).astype(np.int64))
+            band = np.where(high, 0, band)
+        grid = np.concatenate([rest, band]) if len(rest) else band
+        first, whole, rest = top - len(rest), grid, grid[:0]
+        if top + rows < height:
+            continues = np.zeros(highest + 1, bool)  # into the next band
+            continues[grid[-1]] = True
+            continues[0] = False
+            later = continues[grid]
+            whole = np.where(later, 0, grid)
+            reached = np.flatnonzero(later.any(axis=1))
+            if len(reached):
+                rest = np.where(later, grid, 0)[reached[0] :]
+        found, labels = polygonise(whole)
+        parts.append(found.shift(0, first))
+        ids.append(labels)
+    polygons = Polygons.concatenate(parts)
+    label = np.concatenate([*ids, np.empty(0, np.int64)])
+    order = np.lexsort((-polygons.area(), label))
+    largest = order[np.r_[True, np.diff(label[order]) != 0]] if len(order) else order
+    return polygons.take(largest), label[largest], np.unique(np.concatenate([*beyond, np.empty(0, np.int64)]))
 
 
 def _largest_parts(labels: NDArray[np.integer]) -> tuple[NDArray[np.int32], Ints]:
