@@ -14,7 +14,8 @@ from stqp.polygons import Polygons
 from stqp.record import RunRecord
 from stqp.sample import CellTable, NucleusTable, SpatialSample
 from stqp.slides import open_slide
-from stqp.sources.labels import assign, read_labels, to_classes
+from stqp.sources.labels import read_labels, to_classes
+from stqp.sources.matching import assign
 from stqp.sources.xenium import Outlines, XeniumBundle, XeniumCells, slug
 from stqp.taxonomy import UNKNOWN, read_class_map
 
@@ -105,6 +106,8 @@ def read_xenium_sample(
         cell_labels, nucleus_labels, confidence = assigned.cells, assigned.nuclei, assigned.confidence
         for reason, number in assigned.skipped.items():
             record.skip(reason, number)
+        for warning in assigned.warnings:
+            record.warn(warning)
     classes, lacking = to_classes(nucleus_labels, mapping)
     cell_classes, _ = to_classes(cell_labels, mapping)
     for label, number in lacking.items():

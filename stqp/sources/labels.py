@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gzip
-import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,9 @@ ID_COLUMNS = ("cell_id", "cellid", "cell", "barcode", "barcodes", "index", "id",
 LABEL_COLUMNS = (
     "label", "labels", "class", "cell_type", "celltype", "annotation", "cluster", "group", "leiden", "louvain",
 )  # fmt: skip
+CLUSTERS = "clusters.csv"
 CONFIDENCE_COLUMN, NUCLEUS_COLUMN = "confidence", "label_id"
 _MISSING = frozenset(("", "nan", "na", "none", "null", "<na>"))
-MAX_CONFLICTS = 0.01  # of the cells; more is no slip but a wrong file
 
 
 @dataclass(frozen=True)
@@ -58,26 +57,6 @@ class Labels:
     columns: tuple[str, str]
 
 
-@dataclass(frozen=True)
-class Assigned:
-    """Labels in the order of the cells and of the nuclei, with what did not fit.
-
-    Attributes
-    ----------
-    cells : object (c,)
-        None where the file has no label for the cell.
-    nuclei : object (n,)
-    confidence : float64 (n,)
-    skipped : dict
-        Reason to number.
-    """
-
-    cells: Objects
-    nuclei: Objects
-    confidence: Floats
-    skipped: dict[str, int] = field(default_factory=dict)
-
-
 def read_labels(path: str | Path, label_key: str | None = None) -> Labels:
     """Read labels of cells.
 
@@ -86,7 +65,8 @@ def read_labels(path: str | Path, label_key: str | None = None) -> Labels:
     path
         csv, tsv (also .gz) or parquet with a column of cell ids and one of labels (``cell_id,label``, 10x's
         ``Barcode,Cluster``, ``cell_id,group`` of Xenium Explorer, or any two columns), optionally
-        ``confidence``, and ``label_id`` where labels are by nucleus; or .h5ad.
+        ``confidence``, and ``label_id`` where labels are by nucleus; .h5ad; or a folder of 10x's clusterings
+        (``analysis``, ``analysis/clustering`` or one clustering in it), of which the graph-based one is taken.
     label_key
         Column of the labels; for .h5ad of ``obs``.
 
@@ -97,11 +77,9 @@ def read_labels(path: str | Path, label_key: str | None = None) -> Labels:
     UsageError
         When an .h5ad comes without a `label_key`.
     """
-    path = Path(path)
+    path = _clustering(Path(path))
     if not path.is_file():
-        raise InputError(
-            f"the labels {path} do not exist" if not path.exists() else f"{path} is a folder; give a file of labels"
-        )
+        raise InputError(f"the labels {path} do not exist; give csv, tsv, parquet or h5ad")
     if path.suffix.lower() == ".h5ad":
         return _from_h5ad(path, label_key)
     table = _table(path)
@@ -118,62 +96,21 @@ def read_labels(path: str | Path, label_key: str | None = None) -> Labels:
         if not np.isfinite(numbers).all():
             raise InputError(f"expected a number in every row of the column {NUCLEUS_COLUMN} of {path}")
         label_ids = numbers.astype(np.int64)
-    return Labels(_ids(table[key]), _clean(table[value]), confidence, label_ids, path, (key, value))
+    return Labels(_ids(table[key]), clean(table[value]), confidence, label_ids, path, (key, value))
 
 
-def assign(labels: Labels, cell_ids: Objects, nucleus_cell: Ints, nucleus_label_id: Ints) -> Assigned:
-    """Give each cell and nucleus its label.
-
-    Parameters
-    ----------
-    labels
-        From `read_labels`.
-    cell_ids : object (c,)
-        Of the run.
-    nucleus_cell : int64 (n,)
-        Row of each nucleus's cell.
-    nucleus_label_id : int64 (n,)
-        The run's own number of each nucleus.
-
-    Raises
-    ------
-    InputError
-        When no id is of this run, or many cells have two labels.
-    """
-    import pandas as pd
-
-    cells = pd.Index(cell_ids)
-    ids, names, confidence, numbers = labels.ids, labels.labels, labels.confidence, labels.label_ids
-    if labels.columns[0] in cells:  # no header: the first row is data, too
-        ids, names = np.r_[[labels.columns[0]], ids].astype(object), np.r_[_clean([labels.columns[1]]), names]
-        confidence = np.r_[np.nan, confidence]
-    row = np.asarray(cells.get_indexer(pd.Index(ids)), dtype=np.int64)
-    if (row < 0).all():
-        raise InputError(_why_none_match(ids, cell_ids, labels.path))
-    skipped = {"labels for cells that the run lacks": int((row < 0).sum())}
-    known = row >= 0
-    row, names, confidence = row[known], names[known], confidence[known]
-    n = len(nucleus_cell)
-    if numbers is not None:
-        numbers = numbers[known]
-        if (nucleus_label_id < 0).all():
-            raise InputError(
-                f"{labels.path} has labels by nucleus ({NUCLEUS_COLUMN}), but the run does not number its nuclei"
-            )
-        nuclei = pd.Index(nucleus_label_id)
-        place = np.asarray(nuclei.get_indexer(pd.Index(numbers)), dtype=np.int64)
-        fits = (place >= 0) & (nucleus_cell[np.maximum(place, 0)] == row)
-        skipped["labels for nuclei that the run lacks"] = int((~fits).sum())
-        of_nucleus, sure, conflicts = _by_place(place[fits], names[fits], confidence[fits], n)
-        _refuse_many(conflicts, n, "nuclei", labels.path)
-        skipped["nuclei with two different labels (now Unknown)"] = conflicts
-        of_cell = np.full(len(cell_ids), None, object)
-        of_cell[nucleus_cell[::-1]] = of_nucleus[::-1]  # a cell takes the label of its first nucleus
-        return Assigned(of_cell, of_nucleus, sure, {k: v for k, v in skipped.items() if v})
-    of_cell, sure, conflicts = _by_place(row, names, confidence, len(cell_ids))
-    _refuse_many(conflicts, len(cell_ids), "cells", labels.path)
-    skipped["cells with two different labels (now Unknown)"] = conflicts
-    return Assigned(of_cell, of_cell[nucleus_cell], sure[nucleus_cell], {k: v for k, v in skipped.items() if v})
+def _clustering(path: Path) -> Path:
+    """File of labels in a folder that 10x's analysis writes; any other path as it is."""
+    if not path.is_dir():
+        return path
+    for inner in ("", "gene_expression_graphclust", "clustering/gene_expression_graphclust"):
+        if (found := path / inner / CLUSTERS).is_file():
+            return found
+    inside = sorted(p.parent.name for p in path.glob(f"**/{CLUSTERS}"))[:20]
+    raise InputError(
+        f"{path} is a folder without {CLUSTERS} or a graph-based clustering; give a file of labels"
+        + (f", or one of the clusterings in it: {', '.join(inside)}" if inside else "")
+    )
 
 
 def to_classes(labels: Objects, class_map: Mapping[str, str] | None) -> tuple[Objects, dict[str, int]]:
@@ -194,49 +131,6 @@ def to_classes(labels: Objects, class_map: Mapping[str, str] | None) -> tuple[Ob
     classes = np.empty(len(labels), object)
     classes[:] = [known[label] if label is not None else UNKNOWN for label in labels.tolist()]
     return classes, lacking
-
-
-def _by_place(place: Ints, names: Objects, confidence: Floats, size: int) -> tuple[Objects, Floats, int]:
-    """Label by place; a place with two different labels has none and is counted."""
-    label, sure = np.full(size, None, object), np.full(size, np.nan)
-    label[place[::-1]], sure[place[::-1]] = names[::-1], confidence[::-1]
-    differs = np.unique(place[label[place] != names])
-    label[differs], sure[differs] = None, np.nan
-    return label, sure, len(differs)
-
-
-def _refuse_many(conflicts: int, of: int, what: str, path: Path) -> None:
-    if conflicts > max(1, MAX_CONFLICTS * of):
-        raise InputError(
-            f"{path} gives {conflicts} of {of} {what} two different labels; expected one each: "
-            "does it hold several samples or several clusterings?"
-        )
-
-
-def _why_none_match(ids: Objects, cell_ids: Objects, path: Path) -> str:
-    """Say that no id is of this run, and the likeliest reason."""
-    given, own = {str(i) for i in ids[:100_000]}, {str(i) for i in cell_ids}
-
-    def bare(text: str) -> str:
-        return re.sub(r"-\d+$", "", text)
-
-    def parts(text: str) -> set[str]:
-        return {*re.split(r"[_:.]", text), *re.findall(r"[a-p]{8}-\d+", text)}
-
-    digits = all(i.isdigit() for i in own)
-    reason = "they are of another run"
-    if digits and all(re.fullmatch(r"\d+\.0", i) for i in given):
-        reason = "the integer ids were written with decimals"
-    elif {bare(i) for i in given} & {bare(i) for i in own}:
-        reason = "the ids differ by their suffix (-1): write them as the run does"
-    elif not digits and all(i.isdigit() for i in given):
-        reason = "these are row numbers or integer ids, the run has text ids"
-    elif any(parts(i) & own for i in given):
-        reason = "the ids carry a sample's name besides the run's id: remove it"
-    return (
-        f"the labels {path} are for other cells: none of its ids (first: {ids[0] if len(ids) else None!r}) is among "
-        f"the run's (first: {cell_ids[0]!r}); likely {reason}"
-    )
 
 
 def _table(path: Path) -> dict[str, Any]:
@@ -287,7 +181,7 @@ def _from_h5ad(path: Path, label_key: str | None) -> Labels:
         confidence = _numbers(obs[CONFIDENCE_COLUMN].to_numpy(), path, CONFIDENCE_COLUMN)
     return Labels(
         np.asarray(ids, dtype=object),
-        _clean(obs[label_key].astype(object).to_numpy()),
+        clean(obs[label_key].astype(object).to_numpy()),
         confidence,
         None,
         path,
@@ -327,7 +221,7 @@ def _ids(column: Any) -> Objects:
     return np.array([str(v).strip() for v in column], dtype=object)
 
 
-def _clean(column: Any) -> Objects:
+def clean(column: Any) -> Objects:
     """Labels as text; missing ones, in any of the usual spellings, are None."""
     values = column.to_pylist() if hasattr(column, "to_pylist") else list(column)
     result = np.empty(len(values), object)

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from stqp.errors import InputError, UsageError
-from stqp.sources.labels import assign, read_labels, to_classes
+from stqp.sources.labels import read_labels, to_classes
+from stqp.sources.matching import assign, likeliest
 
 CELLS = np.array(["aaaa-1", "bbbb-1", "cccc-1", "dddd-1"], object)
 NUCLEUS_CELL = np.array([0, 1, 1, 3])
@@ -179,3 +180,49 @@ def test_classes_without_and_with_a_map():
     classes, lacking = to_classes(labels, {"T cell": "inflammatory", "neoplastic": "Tumour bud"})
     assert classes.tolist() == ["Tumour bud", "Inflammatory", "Unknown", "Unknown", "Inflammatory"]
     assert lacking == {"UNKNOWN": 1}
+
+
+@pytest.mark.parametrize("inner", ["", "clustering", "clustering/gene_expression_graphclust"])
+def test_10x_clustering_as_a_folder(tmp_path, inner):
+    folder = tmp_path / "analysis" / "clustering" / "gene_expression_graphclust"
+    folder.mkdir(parents=True)
+    (folder / "clusters.csv").write_text("Barcode,Cluster\naaaaaaab-1,3\n")
+    (folder.parent / "gene_expression_kmeans_2_clusters").mkdir()
+    (folder.parent / "gene_expression_kmeans_2_clusters" / "clusters.csv").write_text("Barcode,Cluster\naaaaaaab-1,1\n")
+    assert read_labels(tmp_path / "analysis" / inner).labels.tolist() == ["3"]
+    (folder / "clusters.csv").unlink()
+    with pytest.raises(InputError, match="gene_expression_kmeans_2_clusters"):
+        read_labels(tmp_path / "analysis")
+
+
+def ids(*texts):
+    return np.array(texts, object)
+
+
+@pytest.mark.parametrize(
+    ("given", "own", "first"),
+    [
+        (ids("aaaaaaab-2", "aaaaaaac-2"), ids("aaaaaaab-1", "aaaaaaac-1"), "suffix"),
+        (ids("1", "2"), ids("aaaaaaab-1", "aaaaaaac-1"), "row numbers"),
+        (ids("S1_aaaaaaab-1", "S1_aaaaaaac-1"), ids("aaaaaaab-1", "aaaaaaac-1"), "sample's name"),
+        (ids("1.0", "2.0"), ids("1", "2"), "decimals"),
+        (ids("aaaaaaab-1"), ids("1", "2"), "version 1.3"),
+        (ids("ppppaaab-1"), ids("aaaaaaab-1"), "another run"),
+    ],
+)
+def test_three_reasons_the_likeliest_first(given, own, first):
+    text = likeliest(given, own)
+    assert first in text.split(";")[0] and text.count(", or ") == 1, text
+
+
+def test_most_labels_of_other_cells_is_a_warning(tmp_path):
+    cells = ids(*(f"aaaaaa{a}{b}-1" for a in "abcdefghij" for b in "abcdefghij"))
+    path = tmp_path / "labels.csv"
+    rows = [f"{c},T" for c in cells[:10]] + [f"S2_{c},T" for c in cells]
+    path.write_text("cell_id,label\n" + "\n".join(rows))
+    result = assign(read_labels(path), cells, np.arange(100), np.full(100, -1))
+    assert len(result.warnings) == 1 and "10 of the run's 100 cells" in result.warnings[0]
+    assert "sample's name" in result.warnings[0]
+    path.write_text("cell_id,label\n" + "\n".join(rows[:60]))  # a part of the cells is no reason to worry
+    few = assign(read_labels(path), cells[:12], np.arange(12), np.full(12, -1))
+    assert few.warnings == []
