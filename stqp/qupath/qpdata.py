@@ -19,7 +19,7 @@ from stqp.qupath.document import Document, backup_of, make_backup
 from stqp.qupath.image import ImageData, Stains, WorkflowStep, image_data, set_image, set_tma_grid
 from stqp.qupath.javanodes import MAGIC, NULL, Block, EnumNode, Instance, Reset, StreamError, Text, encode
 from stqp.qupath.layout import HIERARCHY, IMAGE_TYPE, PATH_CLASS, ROOT, WORKFLOW, Vocabulary
-from stqp.qupath.objects import ObjectKind, PathObjects, random_ids
+from stqp.qupath.objects import Mask, ObjectKind, PathObjects, random_ids
 from stqp.qupath.runs import RunReader
 
 logger = logging.getLogger(__name__)
@@ -83,6 +83,35 @@ def rewrite(path: Path, drop: Choice, new: PathObjects, target: Path | None = No
     with _readable(path):
         document = _load(path)
         present = document.objects()
+    mask = mask_to_drop(path, present, drop, new)
+    try:
+        document.drop(mask)
+        document.append(new)
+        document.save(target or path)
+    except StreamError as error:
+        raise InputError(f"{path} cannot be changed without loss ({error}); it is left as it was") from error
+    return PathObjects.concatenate([present.take(~mask), new])
+
+
+def mask_to_drop(path: Path, present: PathObjects, drop: Choice, new: PathObjects) -> Mask:
+    """Decide which objects of a file are taken out before others are appended; bool (n,).
+
+    Parameters
+    ----------
+    path
+        For messages.
+    present
+        The file's objects.
+    drop, new
+        As `rewrite` has them.
+
+    Raises
+    ------
+    InputError
+        When what stays and what is new have an id in common, or TMA cores would go.
+    UsageError
+        When the mask is not one of these objects, or TMA cores would come.
+    """
     mask = np.asarray(drop(present) if callable(drop) else drop, dtype=bool)
     if mask.shape != (len(present),):
         raise UsageError(f"the mask has shape {mask.shape}, but {path} has {len(present)} objects")
@@ -90,17 +119,10 @@ def rewrite(path: Path, drop: Choice, new: PathObjects, target: Path | None = No
         raise UsageError("TMA cores can be written to a new file only; here they can be read and kept")
     if (mask & (present.kind == ObjectKind.TMA_CORE)).any():
         raise InputError(f"{path} has TMA cores among the objects to replace; only QuPath can take them out")
-    kept = present.take(~mask)
-    clash = set(kept.ids.tolist()).intersection(new.ids.tolist())
+    clash = set(present.ids[~mask].tolist()).intersection(new.ids.tolist())
     if clash:
         raise InputError(f"{path} already has an object with the id {min(clash)}, which is to be added")
-    try:
-        document.drop(mask)
-        document.append(new)
-        document.save(target or path)
-    except StreamError as error:
-        raise InputError(f"{path} cannot be changed without loss ({error}); it is left as it was") from error
-    return PathObjects.concatenate([kept, new])
+    return mask
 
 
 def read_image_data(path: Path) -> ImageData:
