@@ -6,7 +6,7 @@ Pixel convention, everywhere in stqp and in QuPath: pixel ``(column i, row j)`` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+_BLOCK = 1_000_000  # vertices that are measured at a time: the temporary arrays of a million nuclei fill a machine
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,26 @@ class Polygons:
         """Move all polygons."""
         return Polygons(self.coords + np.array([dx, dy]), self.ring_offsets, self.geom_offsets)
 
-    def _following(self) -> Ints:
+    def blocks(self, vertices: int = _BLOCK) -> Iterator[tuple[slice, Polygons]]:
+        """Go through the polygons in runs of about so many vertices: where each run is, and its polygons."""
+        starts = self.ring_offsets[self.geom_offsets]  # of the vertices of each polygon
+        first = 0
+        while first < len(self):
+            last = max(first + 1, int(np.searchsorted(starts, starts[first] + vertices, side="right")) - 1)
+            rings = self.geom_offsets[first : last + 1]
+            offsets = self.ring_offsets[rings[0] : rings[-1] + 1]
+            block = Polygons(self.coords[offsets[0] : offsets[-1]], offsets - offsets[0], rings - rings[0])
+            yield slice(first, last), block
+            first = last
+
+    def _measure(self, of: Callable[[Polygons], Floats], axes: tuple[int, ...] = ()) -> Floats:
+        """Measure each polygon, (n, *axes), a block at a time."""
+        result = np.empty((len(self), *axes))
+        for chosen, block in self.blocks():
+            result[chosen] = of(block)
+        return result
+
+    def following(self) -> Ints:
         """Index of the vertex that follows each vertex on its ring."""
         following = np.arange(1, len(self.coords) + 1)
         nonempty = np.diff(self.ring_offsets) > 0
@@ -154,26 +174,35 @@ class Polygons:
         filled = np.bincount(owner, minlength=len(self)) > 0
         origin[filled] = self.coords[first[filled]]
         local = self.coords - origin[owner]
-        after = local[self._following()]
+        after = local[self.following()]
         return local[:, 0] * after[:, 1] - after[:, 0] * local[:, 1], local
 
     def area(self) -> Floats:
         """Area of each polygon, (n,), in squared coordinate units."""
+        return self._measure(Polygons._area)
+
+    def _area(self) -> Floats:
         cross, _ = self._cross()
         total: Floats = np.bincount(self.vertex_owner, cross, len(self)).astype(np.float64)
         return np.abs(total) / 2
 
     def perimeter(self) -> Floats:
         """Length of all rings of each polygon, (n,)."""
-        steps = np.linalg.norm(self.coords[self._following()] - self.coords, axis=1)
+        return self._measure(Polygons._perimeter)
+
+    def _perimeter(self) -> Floats:
+        steps = np.linalg.norm(self.coords[self.following()] - self.coords, axis=1)
         return np.bincount(self.vertex_owner, steps, len(self)).astype(np.float64)
 
     def centroid(self) -> Floats:
         """Centre of mass of each polygon, (n, 2); the mean vertex where the area is 0, NaN where empty."""
+        return self._measure(Polygons._centroid, (2,))
+
+    def _centroid(self) -> Floats:
         cross, local = self._cross()
         owner, n = self.vertex_owner, len(self)
         total = np.bincount(owner, cross, n)
-        after = local[self._following()]
+        after = local[self.following()]
         counts = np.bincount(owner, minlength=n)
         result = np.full((n, 2), np.nan)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -222,7 +251,7 @@ class Polygons:
             Pixels ``start <= column < stop`` of ``row`` belong to polygon ``owner``.
         """
         a = self.coords
-        b = a[self._following()]
+        b = a[self.following()]
         owner = self.vertex_owner
         upward = a[:, 1] <= b[:, 1]
         top, bottom = np.where(upward[:, None], a, b), np.where(upward[:, None], b, a)

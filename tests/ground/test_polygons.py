@@ -98,3 +98,19 @@ def test_transform_is_the_column_vector_convention():
 def test_lines_and_points_have_no_area():
     polygons = Polygons.from_shapely([shapely.LineString([(0, 0), (3, 3)]), shapely.Point(1, 1), None])
     assert len(polygons) == 3 and not polygons.area().any()
+
+
+@pytest.mark.parametrize("vertices", [1, 7, 10**6])
+def test_blocks_are_the_polygons_in_order(vertices):
+    import shapely
+
+    rng = np.random.default_rng(2)
+    shapes = shapely.buffer(shapely.points(rng.random((9, 2)) * 100), rng.uniform(1, 4, 9), quad_segs=2)
+    shapes[3] = shapely.difference(shapes[3], shapely.buffer(shapely.centroid(shapes[3]), 0.3))
+    shapes[5] = None
+    polygons = Polygons.from_shapely(shapes)
+    blocks = list(polygons.blocks(vertices))
+    assert [i for chosen, _ in blocks for i in range(chosen.start, chosen.stop)] == list(range(9))
+    again = Polygons.concatenate([block for _, block in blocks])
+    assert all((getattr(again, k) == getattr(polygons, k)).all() for k in ("coords", "ring_offsets", "geom_offsets"))
+    assert list(Polygons.empty().blocks()) == []
