@@ -20,7 +20,7 @@ from stqp.qupath.folders import OBJECTS, STAGED, STQP_FOLDER
 from stqp.qupath.interface import Replace
 from stqp.qupath.objects import PathObjects
 from stqp.qupath.pending import NEW_MARK, is_whole
-from stqp.qupath.saving import Saving, json_bytes
+from stqp.qupath.saving import Saving, drop, json_bytes
 from stqp.qupath.summary import summary
 from stqp.slides import Slide
 
@@ -273,9 +273,9 @@ class ProjectEntry:
     def saved(self) -> None:
         """Note that all is in its place."""
         if self._staged is not None:
-            backup_of(self.folder / OBJECTS).unlink(missing_ok=True)
+            drop(backup_of(self.folder / OBJECTS))
         if self._new:
-            (self.folder / NEW_MARK).unlink(missing_ok=True)
+            drop(self.folder / NEW_MARK)
         self._staged = None
         self._server_changed = self._new = False
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from stqp import files
-from stqp.errors import InputError
+from stqp.errors import EnvironmentProblem, InputError
 from stqp.qupath.document import backup_of
 from stqp.qupath.folders import OBJECTS, STAGED, STQP_FOLDER
 from stqp.qupath.javanodes import MAGIC
@@ -106,7 +106,7 @@ class Pending:
                     _delete(folder / STQP_FOLDER / name)
             self._rename(folder, names)
             (folder / PENDING_NAME).unlink(missing_ok=True)
-        except OSError as error:
+        except (OSError, EnvironmentProblem) as error:
             logger.warning("folders of the project %s are put in order when it is next saved (%s)", folder, error)
             return False
         return True
@@ -192,3 +192,6 @@ def sweep(folder: Path, file: Path, ids: Iterable[int]) -> None:
                     mark.unlink()
                 else:
                     _delete(place)
+            elif int(place.name) not in known:
+                with contextlib.suppress(OSError):  # of an image that was deleted with its data kept
+                    place.rmdir()

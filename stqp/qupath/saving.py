@@ -86,7 +86,7 @@ class Saving:
             raise
         for step in self._steps:
             if step.old is not None:
-                _drop(step.old)
+                drop(step.old)
         self._steps = []
 
     def undo(self) -> None:
@@ -100,10 +100,10 @@ class Saving:
                     files.move(step.old, step.path)
                 elif step.moved:
                     step.path.unlink(missing_ok=True)
-            if step.old is not None and step.path.exists():
-                _drop(step.old)  # still there when it and the file are one
+                if step.old is not None:
+                    step.old.unlink(missing_ok=True)  # still there when it and the file are one
             if not step.keep:
-                _drop(step.staged)
+                drop(step.staged)
             for folder in reversed(step.made):
                 with contextlib.suppress(OSError):  # not empty: somebody else's
                     folder.rmdir()
@@ -120,7 +120,7 @@ class Saving:
                 try:
                     shutil.copy2(step.path, step.old)
                 except BaseException:
-                    _drop(step.old)
+                    drop(step.old)
                     raise
         # noted before: when it is cut short by Ctrl-C, going back does no harm
         step.moved = True
@@ -139,7 +139,8 @@ def _reported(path: Path) -> Any:
         logger.warning("%s could not be put back as it was (%s)", path, error)
 
 
-def _drop(path: Path) -> None:
+def drop(path: Path) -> None:
+    """Delete a file that nobody needs any more; where the system refuses, it stays."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

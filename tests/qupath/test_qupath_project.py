@@ -5,11 +5,11 @@ import multiprocessing
 import os
 import shutil
 import threading
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
+from qupath.pictures import contents, picture
 from qupath.qupath_objects import many, same
 
 from stqp.errors import EnvironmentProblem, InputError, UsageError
@@ -20,12 +20,6 @@ from stqp.qupath.folders import safe_name
 from stqp.qupath.objects import ObjectKind
 from stqp.qupath.project import QuPathProject
 from stqp.slides import open_slide
-
-
-def picture(path, size=(97, 61)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), np.uint8)).save(path)
-    return path
 
 
 @pytest.fixture
@@ -45,11 +39,6 @@ def project(tmp_path, slide, objects):
     with QuPathProject.open(tmp_path / "project", "x") as opened:
         opened.add_image(slide, "first", {"sample": "S1"}).write_objects(objects)
     return tmp_path / "project"
-
-
-def contents(folder):
-    """All files of a folder with their bytes."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def test_a_project_has_the_files_of_qupath(project, slide, objects):
@@ -358,48 +347,6 @@ def test_a_moved_project_finds_its_images(tmp_path, objects):
     shutil.rmtree(tmp_path / "elsewhere" / "new" / "images")
     with QuPathProject.open(tmp_path / "elsewhere" / "new" / "deep" / "p") as opened:
         assert opened.entries[0].image_path == old / "images" / "é a.png"
-
-
-def test_a_project_from_windows_finds_its_images(tmp_path):
-    image = picture(tmp_path / "data" / "slides" / "x y.png")
-    found = uris.resolve(
-        "file:/D:/study/slides/x%20y.png", "file:/D:/study/qupath/project.qpproj", tmp_path / "data" / "qupath"
-    )
-    assert found == image
-    elsewhere = uris.resolve("file:/E:/slides/x.png", "file:/D:/study/qupath/project.qpproj", tmp_path)
-    assert elsewhere == Path("/E:/slides/x.png")
-    assert uris.resolve("https://example.org/x.tif", None, tmp_path) is None
-
-
-@pytest.mark.parametrize(
-    ("path", "uri"),
-    [
-        (PurePosixPath("/a/b.svs"), "file:/a/b.svs"),
-        (PurePosixPath("/a b/µ#?%é.svs"), "file:/a%20b/%C2%B5%23%3F%25%C3%A9.svs"),
-        (PureWindowsPath("C:\\Users\\me\\a slide[1].ndpi"), "file:/C:/Users/me/a%20slide%5B1%5D.ndpi"),
-        (PureWindowsPath("\\\\server\\share\\a.svs"), "file://server/share/a.svs"),
-    ],
-)
-def test_uris(path, uri):
-    assert uris.to_uri(path) == uri
-    back = uris.uri_path(uri)
-    expected = path.as_posix()
-    assert back == (f"/{expected}" if expected[1:2] == ":" else expected)
-
-
-@pytest.mark.parametrize(
-    ("uri", "path"),
-    [
-        ("file:/a/b%20c", "/a/b c"),
-        ("file:///a/b+c", "/a/b+c"),
-        ("file://localhost/a", "/a"),
-        ("/bare/path", "/bare/path"),
-        ("C:\\bare", "/C:/bare"),
-        ("file:/not encoded/a#b?c", "/not encoded/a#b?c"),
-    ],
-)
-def test_uris_of_others(uri, path):
-    assert uris.uri_path(uri) == path
 
 
 @pytest.mark.parametrize(
