@@ -44,6 +44,13 @@ corrected or deleted in QuPath since.
 )
 @click.option("--mpp", type=float, metavar="UM", help="µm per pixel of the H&E, in place of what the file says.")
 @click.option(
+    "--nuclei-source",
+    type=click.Choice(["polygons", "masks"]),
+    default="polygons",
+    show_default=True,
+    help="The run's outlines, simplified for display, or the masks of its segmentation, pixel by pixel.",
+)
+@click.option(
     "--discard-corrections",
     "keep_corrections",
     flag_value=False,

@@ -122,6 +122,9 @@ class SpatialSample:
         scipy CSR (cells, genes) of integers.
     genes, gene_ids : object (genes,)
         Names and ids.
+    extra : dict
+        ``control_kinds``: counts of each type of control, int64 (c,). ``proteins``, float32 (c, proteins), and
+        ``protein_names``: intensities, where the run has them.
     """
 
     id: str
@@ -143,8 +146,9 @@ class SpatialSample:
     def expression(self) -> Any:
         """Make an AnnData: counts by cell and gene, with the cells' places, labels and classes.
 
-        ``obs`` has the cell ids as index; ``obsm["spatial"]`` is in H&E pixels; ``uns["stqp"]`` says where
-        everything comes from.
+        ``obs`` has the cell ids as index and the controls, also by type; ``obsm["spatial"]`` is in H&E pixels;
+        proteins are ``obsm["protein"]`` with their names in ``uns["protein"]``; ``uns["stqp"]`` says where everything
+        comes from.
         """
         import anndata
         import pandas as pd
@@ -161,12 +165,17 @@ class SpatialSample:
             },
             index=pd.Index(cells.ids, name="cell_id", dtype=object),
         )
+        for kind, number in self.extra.get("control_kinds", {}).items():
+            obs[f"{kind.lower().replace(' ', '_')}_counts"] = number
         names = pd.Index(self.genes, dtype=object)
         if not names.is_unique:
             names = anndata.utils.make_index_unique(names)
         var = pd.DataFrame({"gene_ids": self.gene_ids}, index=names)
         result = anndata.AnnData(self.counts, obs=obs, var=var)
         result.obsm["spatial"] = cells.center
+        if len(self.extra.get("protein_names", ())):
+            result.obsm["protein"] = self.extra["proteins"]
+            result.uns["protein"] = np.asarray(self.extra["protein_names"], dtype=str)
         result.uns["stqp"] = {
             "sample": self.id,
             "name": self.name,

@@ -46,6 +46,7 @@ def import_xenium(
     as_kind: str = "annotations",
     keep_corrections: bool = True,
     mpp: float | None = None,
+    nuclei_source: str = "polygons",
     progress: Callable[[int, int], None] | None = None,
 ) -> RunRecord:
     """Turn a Xenium run and its H&E into typed nuclei of a QuPath project.
@@ -77,6 +78,8 @@ def import_xenium(
         that a person deleted.
     mpp
         µm per pixel of the H&E, in place of what the file says.
+    nuclei_source : {"polygons", "masks"}
+        Outlines of the run's tables, simplified for display, or of the masks of its segmentation.
     progress
         Called with (steps done, steps in all).
 
@@ -103,7 +106,7 @@ def import_xenium(
         if progress is not None:
             progress(done, _STEPS)
 
-    sample = read_xenium_sample(outs, he, alignment, labels, label_key, class_map, name, mpp, record)
+    sample = read_xenium_sample(outs, he, alignment, labels, label_key, class_map, name, mpp, record, nuclei_source)
     step(1)
     source, run = f"{COMMAND}:{sample.id}", uuid.uuid4().hex[:12]
     ids = object_uuids(sample.id, sample.nuclei.cell_id, sample.nuclei.position)

@@ -17,6 +17,7 @@ from stqp.slides import open_slide
 from stqp.sources.labels import read_labels, to_classes
 from stqp.sources.matching import assign
 from stqp.sources.xenium import Outlines, XeniumBundle, XeniumCells, slug
+from stqp.sources.xenium_nuclei import check_counts, check_places
 from stqp.taxonomy import UNKNOWN, read_class_map
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ def read_xenium_sample(
     name: str | None = None,
     mpp: float | None = None,
     record: RunRecord | None = None,
+    nuclei_source: str = "polygons",
 ) -> SpatialSample:
     """Read a sample.
 
@@ -53,6 +55,8 @@ def read_xenium_sample(
         µm per pixel of the H&E, in place of what the file says.
     record
         Takes the counts, what was skipped and the warnings.
+    nuclei_source : {"polygons", "masks"}
+        The simplified outlines of the run's tables, or the masks of its segmentation, outlined pixel by pixel.
 
     Raises
     ------
@@ -77,21 +81,23 @@ def read_xenium_sample(
         record.warn(warning)
     if slide_mpp is None:
         record.warn(f"{he} does not state its pixel size; took {agreed:.4f} µm from the alignment")
-    if bundle.version_numbers[:1] > (4,):
+    if bundle.newer_than_known:
         record.warn(f"the run was made by {bundle.version}, newer than any that stqp was tried on")
     given = None if labels is None else read_labels(labels, label_key)
 
     cells = bundle.read_cells()
-    nuclei = bundle.read_nuclei(cells.ids)
+    nuclei = bundle.read_nuclei(cells.ids, nuclei_source, cells.nucleus_count)
+    check_places(nuclei, cells, bundle.path)
     outlines = bundle.read_cell_outlines(cells.ids)
     counts = bundle.read_counts(cells.ids)
+    check_counts(counts, cells, bundle.path)
     to_he = aligned.um_to_he(bundle.pixel_size)
     coverage = [_covered(nuclei, outlines, cells).transform(to_he).coords]
     polygons = nuclei.polygons.transform(to_he)
     inside = _inside(polygons, size)
     if not inside.any():
         raise InputError(_all_outside(aligned, polygons, he, size))
-    for skipped in (nuclei.skipped, counts.skipped):
+    for skipped in (nuclei.skipped, {} if outlines is None else outlines.skipped, counts.skipped):
         for reason, number in skipped.items():
             record.skip(reason, number)
     record.skip("nuclei outside of the image", int((~inside).sum()))
@@ -116,6 +122,13 @@ def read_xenium_sample(
 
     record.count("run", f"Xenium, {bundle.version}, pixel {bundle.pixel_size:g} µm")
     record.count("slide", f"{he.name}, {size[0]} x {size[1]} px at {agreed:.4g} µm")
+    for lack in bundle.lacks:
+        record.count(*lack.split(": ", 1))
+    for noted in (nuclei.noted, {} if outlines is None else outlines.noted):
+        for what, number in noted.items():
+            record.count(what, number)
+    for note in counts.notes:
+        record.warn(note)
     if len(aligned.residuals):
         residuals = aligned.residuals * bundle.pixel_size
         record.count("keypoints", len(residuals))
@@ -174,6 +187,11 @@ def read_xenium_sample(
         counts=counts.matrix,
         genes=counts.genes,
         gene_ids=counts.gene_ids,
+        extra={
+            "control_kinds": counts.control_kinds,
+            "proteins": counts.proteins,
+            "protein_names": counts.protein_names,
+        },
     )
 
 
@@ -182,8 +200,8 @@ def _covered(nuclei: Outlines, outlines: Outlines | None, cells: XeniumCells) ->
     points = [nuclei.polygons.coords, cells.center[np.isfinite(cells.center).all(axis=1)]]
     if outlines is not None:
         points.append(outlines.polygons.coords)
-    xy = np.concatenate(points)
-    (x0, y0), (x1, y1) = xy.min(axis=0), xy.max(axis=0)
+    points = [xy for xy in points if len(xy)]
+    (x0, y0), (x1, y1) = (of([of(xy, axis=0) for xy in points], axis=0) for of in (np.min, np.max))
     return Polygons.from_rings([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], [0, 4])
 
 

@@ -41,15 +41,18 @@ def columns_of(path: Path) -> list[str]:
             return list(reader.schema.names)
 
 
-def read_columns(path: Path, columns: Sequence[str]) -> Any:
-    """Read the given columns as a pyarrow Table."""
+def read_columns(path: Path, columns: Sequence[str], as_text: Sequence[str] = ()) -> Any:
+    """Read the given columns as a pyarrow Table; of a csv, those of `as_text` as they are written."""
+    import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet as pq
 
     with whole_table(path):
         if path.suffix == ".parquet":
             return pq.read_table(path, columns=list(columns))
-        options = pyarrow.csv.ConvertOptions(include_columns=list(columns))
+        options = pyarrow.csv.ConvertOptions(
+            include_columns=list(columns), column_types=dict.fromkeys(as_text, pa.string())
+        )
         return pyarrow.csv.read_csv(path, convert_options=options)
 
 

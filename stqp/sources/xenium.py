@@ -1,96 +1,66 @@
-"""Read a Xenium output folder. Everything that differs from version to version is known here alone."""
+"""A Xenium output folder: one object that answers for every version of it."""
 
 from __future__ import annotations
 
 import json
 import logging
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stqp.errors import InputError
-from stqp.polygons import Polygons
-from stqp.sources.tables import columns_of, floats, position_in_group, read_columns, run_starts, texts
+from stqp.errors import InputError, UsageError
+from stqp.sources import xenium_tables
+from stqp.sources.tables import columns_of
+from stqp.sources.xenium_matrix import RawMatrix, XeniumCounts, find_matrix, join_counts, read_matrix
+from stqp.sources.xenium_nuclei import from_masks, replace_run_together
+from stqp.sources.xenium_tables import Outlines, XeniumCells
+from stqp.sources.xenium_versions import (
+    CELL_BOUNDARIES,
+    CELLS,
+    CELLS_ZARR,
+    EXPERIMENT,
+    FILES,
+    LABEL_ID,
+    MATRIX,
+    MATRIX_H5,
+    MATRIX_ZARR,
+    MORPHOLOGY,
+    NUCLEUS_BOUNDARIES,
+    PARTIAL,
+    TABLE_SUFFIXES,
+    XeniumVersion,
+)
+
+__all__ = ["NUCLEI_SOURCES", "MorphologyImage", "Outlines", "XeniumBundle", "XeniumCells", "XeniumCounts", "slug"]
 
 logger = logging.getLogger(__name__)
-
-EXPERIMENT = "experiment.xenium"
-CELLS = "cells"
-NUCLEUS_BOUNDARIES = "nucleus_boundaries"
-CELL_BOUNDARIES = "cell_boundaries"
-MATRIX = "cell_feature_matrix.h5"
-TABLE_SUFFIXES = (".parquet", ".csv.gz", ".csv")
-CELL_ID, LABEL_ID = "cell_id", "label_id"
-VERTEX = ("vertex_x", "vertex_y")
-CENTROID = ("x_centroid", "y_centroid")
-CELL_AREA = "cell_area"
-GENE = "Gene Expression"
-# proteins are intensities, not counts, and no control either
-PROTEIN = "Protein Expression"
+Objects = NDArray[np.object_]
+NUCLEI_SOURCES = ("polygons", "masks")
 _WHOLE = "copy the whole output folder of the run, and check that the copy is complete"
 
-Objects = NDArray[np.object_]
-Ints = NDArray[np.int64]
-
 
 @dataclass(frozen=True)
-class XeniumCells:
-    """The cells table; positions in the run's µm."""
-
-    ids: Objects
-    center: NDArray[np.float64]
-    area: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Outlines:
-    """Outlines of nuclei or cells in the run's µm.
+class MorphologyImage:
+    """The DAPI image of the run.
 
     Attributes
     ----------
-    polygons : Polygons
-        One ring each.
-    cell : int64 (n,)
-        Row of the cells table.
-    label_id : int64 (n,)
-        The run's own number of the outline, -1 where the version has none.
-    position : int64 (n,)
-        Among the outlines of the same cell, in the order of the file.
-    skipped : dict
-        Reason to number.
+    path
+        Its file; of a layout with a file for each channel, that of DAPI.
+    size
+        Width and height in px.
+    layout
+        Which of the layouts of `xenium_versions.MORPHOLOGY` it has.
     """
 
-    polygons: Polygons
-    cell: Ints
-    label_id: Ints
-    position: Ints
-    skipped: dict[str, int]
-
-
-@dataclass(frozen=True)
-class XeniumCounts:
-    """Counts in the order of the cells table.
-
-    Attributes
-    ----------
-    matrix
-        scipy CSR (cells, genes) of int32, genes only.
-    genes, gene_ids : object (genes,)
-    controls : int64 (cells,)
-        Negative controls, unassigned and deprecated codewords together.
-    skipped : dict
-        Reason to number.
-    """
-
-    matrix: Any
-    genes: Objects
-    gene_ids: Objects
-    controls: Ints
-    skipped: dict[str, int] = field(default_factory=dict)
+    path: Path
+    size: tuple[int, int]
+    layout: str
 
 
 class XeniumBundle:
@@ -104,21 +74,32 @@ class XeniumBundle:
     version : str
         Of the analysis that made the tables, ``xenium-2.0.0.10``.
     pixel_size : float
-        µm per pixel of the morphology image.
+        µm per pixel of the morphology image; NaN in a folder in part that does not say.
+    lacks : list of str
+        What the folder has not, and what that means, a line each.
+    files_read : list of Path
     """
 
-    def __init__(self, path: Path, experiment: dict[str, Any]):
+    def __init__(self, path: Path, experiment: dict[str, Any], partial: bool = False):
         self.path = path
         self.experiment = experiment
-        ranger = experiment.get("xenium_ranger")
-        override = ranger.get("version") if isinstance(ranger, dict) else None
-        self.version = str(override or experiment.get("analysis_sw_version") or "unknown")
-        self.pixel_size = _pixel_size(path / EXPERIMENT, experiment)
-        self.files_read: list[Path] = [path / EXPERIMENT]
+        self._version = XeniumVersion(experiment)
+        self.version = self._version.text
+        here = (path / EXPERIMENT).is_file()
+        self.pixel_size = _pixel_size(path / EXPERIMENT, experiment) if here or not partial else float("nan")
+        self.files_read: list[Path] = [path / EXPERIMENT] if here else []
+        self.lacks = self._missing()
 
     @classmethod
-    def open(cls, outs: str | Path) -> XeniumBundle:
+    def open(cls, outs: str | Path, partial: bool = False) -> XeniumBundle:
         """Open an output folder.
+
+        Parameters
+        ----------
+        outs
+            The folder.
+        partial
+            Take a folder that lacks files which an import needs; `lacks` says which. What is there can be read.
 
         Raises
         ------
@@ -134,6 +115,8 @@ class XeniumBundle:
             )
         file = path / EXPERIMENT
         if not file.is_file():
+            if partial:
+                return cls(path, {}, partial)
             inner = path / "outs" / EXPERIMENT
             hint = f"; did you mean {inner.parent}?" if inner.is_file() else f"; {_WHOLE}"
             raise InputError(f"expected {EXPERIMENT} in {path}, found none{hint}")
@@ -143,18 +126,23 @@ class XeniumBundle:
             raise InputError(f"{file} is not the JSON that a Xenium run writes ({error}); {_WHOLE}") from error
         if not isinstance(experiment, dict):
             raise InputError(f"expected a JSON object in {file}, found {type(experiment).__name__}; {_WHOLE}")
-        bundle = cls(path, experiment)
-        for stem in (CELLS, NUCLEUS_BOUNDARIES):
-            bundle._table_path(stem)
-        if not (path / MATRIX).is_file():
-            raise InputError(f"expected {MATRIX} in {path}, found none; {_WHOLE}")
+        bundle = cls(path, experiment, partial)
+        if not partial:
+            for stem in (CELLS, NUCLEUS_BOUNDARIES):
+                if stem != NUCLEUS_BOUNDARIES or not (path / CELLS_ZARR).is_file():
+                    bundle._table_path(stem)
+            bundle._matrix_path()
         return bundle
 
     @property
     def version_numbers(self) -> tuple[int, ...]:
         """Version as numbers, empty when it has none."""
-        match = re.search(r"\d+(\.\d+)*", self.version)
-        return tuple(int(part) for part in match.group().split(".")) if match else ()
+        return self._version.numbers
+
+    @property
+    def newer_than_known(self) -> bool:
+        """Whether stqp was never tried on such a folder."""
+        return self._version.newer_than_known
 
     @property
     def sample_id(self) -> str:
@@ -172,7 +160,18 @@ class XeniumBundle:
 
     def has_label_ids(self, stem: str = NUCLEUS_BOUNDARIES) -> bool:
         """Whether outlines are numbered, so that a cell can have several nuclei."""
-        return LABEL_ID in self._columns(stem)
+        return LABEL_ID in columns_of(self._table_path(stem))
+
+    def cell_ids(self) -> Objects:
+        """Ids of the cells, from the first of the files that name them."""
+        if self._find(CELLS) is not None:
+            return self.read_cells().ids
+        if find_matrix(self.path) is not None:
+            return np.asarray(self._matrix().barcodes.to_pylist(), dtype=object)
+        for stem in (NUCLEUS_BOUNDARIES, CELL_BOUNDARIES):
+            if self._find(stem) is not None:
+                return xenium_tables.table_ids(self._read(self._table_path(stem)), self.version)
+        raise InputError(f"no file in {self.path} names cells: {'; '.join(self.lacks)}")
 
     def read_cells(self) -> XeniumCells:
         """Read the cells table.
@@ -180,73 +179,53 @@ class XeniumBundle:
         Raises
         ------
         InputError
-            When it is broken, lacks a column, or names a cell twice.
+            When it is missing, broken, lacks a column, or names a cell twice.
         """
-        import pyarrow.compute as pc
+        return xenium_tables.read_cells(self._read(self._table_path(CELLS)), self.version)
 
-        path = self._table_path(CELLS)
-        optional = [CELL_AREA] if CELL_AREA in self._columns(CELLS) else []
-        table = self._read(CELLS, [CELL_ID, *CENTROID, *optional])
-        ids = texts(table[CELL_ID])
-        if pc.count_distinct(ids).as_py() != len(ids):
-            raise InputError(f"{path} names a cell more than once; expected one row a cell")
-        center = np.column_stack([floats(table[name]) for name in CENTROID])
-        area = floats(table[CELL_AREA]) if optional else np.full(len(ids), np.nan)
-        return XeniumCells(ids.to_numpy(zero_copy_only=False), center, area)
+    def read_nuclei(
+        self, cell_ids: Objects, source: str = "polygons", nucleus_count: NDArray[np.float64] | None = None
+    ) -> Outlines:
+        """Read the outlines of the nuclei; a cell may have none, one or more.
 
-    def read_nuclei(self, cell_ids: Objects) -> Outlines:
-        """Read the outlines of the nuclei; a cell may have none, one or more."""
-        return self._outlines(NUCLEUS_BOUNDARIES, cell_ids, "nuclei")
+        Parameters
+        ----------
+        cell_ids
+            The cells; `Outlines.cell` counts along them.
+        source : {"polygons", "masks"}
+            The simplified outlines of the tables, or those of the segmentation itself, around its pixels. The
+            masks also stand in for nuclei that run together in a table without numbers.
+        nucleus_count : (c,) or None
+            Nuclei of each cell, as the cells table says.
+
+        Raises
+        ------
+        InputError
+            When the file is missing, broken or of another run.
+        UsageError
+            When there is no such source.
+        """
+        if source not in NUCLEI_SOURCES:
+            raise UsageError(f"expected one of {', '.join(NUCLEI_SOURCES)} as the source of nuclei, found {source!r}")
+        masks = self.path / CELLS_ZARR
+        if source == "masks":
+            if not masks.is_file():
+                raise InputError(f"expected {CELLS_ZARR} in {self.path}, found none; without masks take the polygons")
+            return from_masks(self._read(masks), self.pixel_size, cell_ids)
+        path = self._read(self._table_path(NUCLEUS_BOUNDARIES))
+        nuclei = xenium_tables.read_outlines(path, cell_ids, "nuclei", self.version)
+        if self.has_label_ids() or self._version.one_nucleus_each:
+            return nuclei
+        return replace_run_together(
+            nuclei, nucleus_count, masks if masks.is_file() else None, self.pixel_size, cell_ids
+        )
 
     def read_cell_outlines(self, cell_ids: Objects) -> Outlines | None:
         """Read the outlines of the cells, None where the folder has none."""
-        if self._find(CELL_BOUNDARIES) is None:
+        path = self._find(CELL_BOUNDARIES)
+        if path is None:
             return None
-        return self._outlines(CELL_BOUNDARIES, cell_ids, "cell outlines")
-
-    def _outlines(self, stem: str, cell_ids: Objects, what: str) -> Outlines:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        numbered = self.has_label_ids(stem)
-        table = self._read(stem, [CELL_ID, *VERTEX, *([LABEL_ID] if numbered else [])])
-        xy = np.column_stack([floats(table[name]) for name in VERTEX])
-        ids = table[CELL_ID].combine_chunks()
-        group = np.asarray(ids.dictionary_encode().indices).astype(np.int64)
-        number = np.full(len(group), -1, np.int64)
-        if numbered:
-            number = np.asarray(table[LABEL_ID].to_numpy()).astype(np.int64)
-            group = group * (int(number.max()) + 1) + number
-        first = run_starts(group)
-        if len(first) != len(np.unique(group)):  # rows of one outline are apart
-            order = np.argsort(group, kind="stable")
-            group, number, xy, ids = group[order], number[order], xy[order], ids.take(pa.array(order))
-            first = run_starts(group)
-        if not numbered:
-            first = _split_closed_rings(xy, first)
-        offsets = np.r_[first, len(xy)].astype(np.int64)
-        cell = pc.index_in(texts(ids.take(pa.array(first))), value_set=pa.array(cell_ids, pa.string()))
-        row = np.asarray(cell.fill_null(-1)).astype(np.int64)
-        finite = np.ones(len(first), bool)
-        if len(first):
-            finite = np.logical_and.reduceat(np.isfinite(xy).all(axis=1), first)
-        polygons = Polygons.from_rings(np.nan_to_num(xy), offsets)
-        proper = finite & (np.diff(polygons.ring_offsets) >= 3)
-        solid = proper & (polygons.area() > 0)
-        known = solid & (row >= 0)
-        skipped = {
-            f"{what} with fewer than three vertices, or one that is no number": int((~proper).sum()),
-            f"{what} without area": int((proper & ~solid).sum()),
-            f"{what} of a cell that the cells table lacks": int((solid & ~known).sum()),
-        }
-        keep = np.flatnonzero(known)
-        return Outlines(
-            polygons.take(keep),
-            row[keep],
-            number[first][keep],
-            position_in_group(row[keep]),
-            {k: v for k, v in skipped.items() if v},
-        )
+        return xenium_tables.read_outlines(self._read(path), cell_ids, "cell outlines", self.version)
 
     def read_counts(self, cell_ids: Objects) -> XeniumCounts:
         """Read the counts of genes, joined to the cells by id.
@@ -254,62 +233,55 @@ class XeniumBundle:
         Raises
         ------
         InputError
-            When the h5 is broken, is none of 10x's, or has none of the cells.
+            When the matrix is missing, broken, is none of 10x's, or has none of the cells.
         """
-        import h5py
-        import pyarrow as pa
-        import pyarrow.compute as pc
-        from scipy import sparse
+        path = self._matrix_path()
+        return join_counts(self._matrix(), cell_ids, path, self._find(CELLS) or self.path)
 
-        path = self.path / MATRIX
-        self.files_read.append(path)
+    def morphology_image(self) -> MorphologyImage | None:
+        """Find the DAPI image, None where the folder has none.
+
+        Raises
+        ------
+        InputError
+            When the image is broken.
+        """
+        import tifffile
+
+        found = self._find_morphology()
+        if found is None:
+            return None
+        layout, path = found
         try:
-            with h5py.File(path, "r") as file:
-                group = file["matrix"]
-                barcodes, features = group["barcodes"][:].astype(str), group["features"]
-                kinds, names, ids = (features[key][:].astype(str) for key in ("feature_type", "name", "id"))
-                shape = tuple(int(v) for v in group["shape"][:])
-                arrays = group["data"][:], group["indices"][:], group["indptr"][:]
-            # features by cells, by column: the same arrays are cells by features, by row
-            matrix = sparse.csr_matrix(arrays, shape=(shape[1], shape[0]))
-            matrix.check_format(full_check=True)
-        except (OSError, KeyError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-            raise InputError(f"{path} is not a whole 10x matrix ({error}); {_WHOLE}") from error
-        if (len(barcodes), len(names)) != matrix.shape or len(kinds) != len(names):
-            raise InputError(
-                f"{path} has {len(barcodes)} barcodes and {len(names)} features for a matrix of "
-                f"{matrix.shape[0]} cells and {matrix.shape[1]} features; {_WHOLE}"
-            )
-        row = pc.index_in(pa.array(cell_ids, pa.string()), value_set=pa.array(barcodes.astype(object), pa.string()))
-        index = np.asarray(row.fill_null(-1)).astype(np.int64)
-        if len(index) and (index < 0).all():
-            raise InputError(
-                f"none of the {len(index)} cells of {self._table_path(CELLS)} is in {path} "
-                f"(first cells: {cell_ids[0]!r} and {barcodes[:1].tolist()}); they are of different runs"
-            )
-        if not np.array_equal(index, np.arange(len(index))):
-            logger.info("the cells of %s are in another order than those of the cells table; joined by id", path.name)
-        missing = index < 0
-        genes = np.flatnonzero(kinds == GENE)
-        if not len(genes):
-            raise InputError(f"expected features of type {GENE!r} in {path}, found {sorted(set(kinds.tolist()))}")
-        controls = np.asarray(matrix[:, np.flatnonzero((kinds != GENE) & (kinds != PROTEIN))].sum(axis=1)).ravel()
-        if missing.any():
-            matrix = sparse.vstack([matrix, sparse.csr_matrix((1, matrix.shape[1]), dtype=matrix.dtype)], format="csr")
-            controls = np.r_[controls, 0]
-        if missing.any() or not np.array_equal(index, np.arange(matrix.shape[0])):
-            matrix, controls = matrix[index], controls[index]
-        skipped = {
-            "cells without counts in the matrix": int(missing.sum()),
-            "cells of the matrix that the cells table lacks": len(barcodes) - int((~missing).sum()),
+            with tifffile.TiffFile(path) as tif:
+                page = tif.pages.first
+                return MorphologyImage(path, (int(page.imagewidth), int(page.imagelength)), layout)
+        except (OSError, ValueError, IndexError, KeyError, tifffile.TiffFileError) as error:
+            raise InputError(f"{path} is not a whole TIFF ({error}); {_WHOLE}") from error
+
+    def _find_morphology(self) -> tuple[str, Path] | None:
+        for layout, pattern in MORPHOLOGY:
+            for path in sorted(self.path.glob(pattern)):
+                return layout, path
+        return None
+
+    def _missing(self) -> list[str]:
+        found = {
+            MATRIX: find_matrix(self.path) is not None,
+            "DAPI": self._find_morphology() is not None,
+            EXPERIMENT: (self.path / EXPERIMENT).is_file(),
+            CELLS_ZARR: (self.path / CELLS_ZARR).is_file(),
         }
-        return XeniumCounts(
-            matrix[:, genes].astype(np.int32),
-            names[genes].astype(object),
-            ids[genes].astype(object),
-            controls.astype(np.int64),
-            {k: v for k, v in skipped.items() if v},
-        )
+        lines = []
+        for file in FILES:
+            name = file.names[0]
+            key = next((k for k in (MATRIX, CELLS_ZARR, EXPERIMENT) if name.startswith(k)), None)
+            key = "DAPI" if "DAPI" in file.holds else key
+            stem = name.removesuffix(TABLE_SUFFIXES[0])
+            if not (found[key] if key is not None else self._find(stem) is not None):
+                without = file.without or PARTIAL[key or stem]
+                lines.append(f"no {_called(file.names)}: {without}")
+        return lines
 
     def _find(self, stem: str) -> Path | None:
         return next((p for suffix in TABLE_SUFFIXES if (p := self.path / (stem + suffix)).is_file()), None)
@@ -321,32 +293,24 @@ class XeniumBundle:
             raise InputError(f"expected {expected} in {self.path}, found none; {_WHOLE}")
         return found
 
-    def _columns(self, stem: str) -> list[str]:
-        return columns_of(self._table_path(stem))
+    def _matrix_path(self) -> Path:
+        path = find_matrix(self.path)
+        if path is None:
+            expected = f"{MATRIX_H5}, the folder {MATRIX} or {MATRIX_ZARR}"
+            raise InputError(f"expected {expected} in {self.path}, found none; {_WHOLE}")
+        return path
 
-    def _read(self, stem: str, columns: list[str]) -> Any:
-        import pyarrow as pa
+    def _matrix(self) -> RawMatrix:
+        return read_matrix(self._read(self._matrix_path()))
 
-        path = self._table_path(stem)
-        present = self._columns(stem)
-        lacking = [name for name in columns if name not in present]
-        if lacking:
-            raise InputError(
-                f"expected the columns {', '.join(columns)} in {path}, found {', '.join(present)}; "
-                f"stqp cannot read this table of a run of version {self.version}"
-            )
-        table = read_columns(path, columns)
-        self.files_read.append(path)
-        if not table.num_rows:
-            raise InputError(f"{path} has no rows; {_WHOLE}")
-        for name in columns:
-            kind = table.schema.field(name).type
-            if name != CELL_ID and not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-                raise InputError(f"expected numbers in the column {name} of {path}, found {kind}; {_WHOLE}")
-        return table
+    def _read(self, path: Path) -> Path:
+        """Note that a file is read."""
+        if path not in self.files_read and path.is_file():
+            self.files_read.append(path)
+        return path
 
 
-def _pixel_size(file: Path, experiment: dict[str, Any]) -> float:
+def _pixel_size(file: Path, experiment: Mapping[str, Any]) -> float:
     """µm per pixel, which every later step hangs on."""
     value = experiment.get("pixel_size")
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 100:
@@ -354,28 +318,13 @@ def _pixel_size(file: Path, experiment: dict[str, Any]) -> float:
     return float(value)
 
 
+def _called(names: tuple[str, ...]) -> str:
+    """What a file is called, for people."""
+    if any("morphology" in name for name in names):
+        return "morphology image"
+    return names[0] if len(names) == 1 else " or ".join(name for name in names if not name.endswith(".csv"))
+
+
 def slug(text: str) -> str:
     """Text as it can stand in an id or a file name."""
     return re.sub(r"[^0-9A-Za-z._-]+", "_", text).strip("_.-") or "sample"
-
-
-def _split_closed_rings(xy: NDArray[np.float64], first: Ints) -> Ints:
-    """Starts of rings, where one run of vertices holds several rings behind each other.
-
-    Early builds of 2.0 do not number the nuclei of a cell; each ring ends where its first vertex returns.
-    """
-    stop = np.r_[first[1:], len(xy)]
-    owner = np.repeat(np.arange(len(first)), stop - first)
-    returns = (xy == xy[first[owner]]).all(axis=1)
-    returns[first] = False
-    returns[stop - 1] = False
-    extra: list[int] = []
-    for run in np.unique(owner[returns]):
-        start, end = int(first[run]), int(stop[run])
-        while end - start > 3:
-            again = np.flatnonzero((xy[start + 1 : end] == xy[start]).all(axis=1))
-            if not len(again) or start + again[0] + 2 >= end:
-                break
-            start += int(again[0]) + 2
-            extra.append(start)
-    return np.sort(np.r_[first, np.array(extra, np.int64)])
