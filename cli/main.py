@@ -14,6 +14,7 @@ COMMANDS = {
     "train": ("train", "Train a HoVer-Net from the typed nuclei of QuPath projects."),
     "predict": ("predict", "Find and type nuclei on slides, into QuPath projects."),
     "evaluate": ("evaluate", "Score predicted nuclei against the truth."),
+    "project": ("project", "Look at QuPath projects, check, change and merge them."),
 }
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from stqp.errors import InputError
 from stqp.qupath import qpdata, uris
+from stqp.qupath.colors import hex_color
 from stqp.qupath.document import backup_of
 from stqp.qupath.folders import OBJECTS
 from stqp.qupath.image import ImageData
@@ -227,11 +228,6 @@ def image_state(uri: str | None, path: Path | None) -> str:
         return MISSING
     said = uris.uri_path(uri)
     return FOUND if said is not None and uris.exists(uris.local_path(said)) else FOUND_RELATIVE
-
-
-def hex_color(rgb: tuple[int, int, int]) -> str:
-    """Colour as ``#rrggbb``."""
-    return f"#{rgb[0]:02x}{rgb[1]:02x}{rgb[2]:02x}"
 
 
 def _writers(objects: PathObjects, own: Mask, folder: Path) -> list[Writer]:

@@ -13,9 +13,9 @@ import numpy as np
 from stqp.errors import InputError
 from stqp.qupath import uris
 from stqp.qupath.classes import ClassList
+from stqp.qupath.colors import hex_color
 from stqp.qupath.findings import Finding, Findings, some
 from stqp.qupath.folders import OBJECTS
-from stqp.qupath.inspection import hex_color
 from stqp.qupath.project import PROJECT_NAME
 from stqp.qupath.validation_files import check_folders, json_or_reason, network
 from stqp.qupath.validation_images import check_image
