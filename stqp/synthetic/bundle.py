@@ -1,7 +1,8 @@
-"""Write made-up cells the way Xenium Onboard Analysis 2.0 writes its output folder."""
+"""Write made-up cells the way that each version of Xenium Onboard Analysis writes its output folder."""
 
 from __future__ import annotations
 
+import gzip
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from stqp import files
 from stqp.polygons import Polygons
 from stqp.synthetic.counts import Counts
 from stqp.synthetic.layout import LUMEN, OUTSIDE, Nuclei, Tissue
+from stqp.synthetic.versions import Made
+from stqp.synthetic.zarr_files import id_numbers, write_cells, write_features
 
 EXPANSION_UM = 3.0
 CLUSTER_PARTNER_UM = 4.0
@@ -26,6 +29,8 @@ class Cells:
     ----------
     ids : str (c,)
         As the instrument writes them.
+    numbers : uint32 (c,)
+        The numbers in the ids.
     of_nucleus : int64 (n,)
         Cell of each nucleus; -1 outside of the run.
     position : int64 (n,)
@@ -39,6 +44,7 @@ class Cells:
     """
 
     ids: NDArray[np.str_]
+    numbers: NDArray[np.uint32]
     of_nucleus: NDArray[np.int64]
     position: NDArray[np.int64]
     kind: NDArray[np.str_]
@@ -53,8 +59,15 @@ def cell_id(number: NDArray[np.uint32]) -> NDArray[np.str_]:
     return np.char.add(letters.view("<U8").ravel(), "-1")
 
 
-def make_cells(rng: np.random.Generator, nuclei: Nuclei, tissue: Tissue, covered: float = 1.0) -> Cells:
-    """Put the nuclei into cells: most alone, a few in pairs; and some cells with none."""
+def make_cells(
+    rng: np.random.Generator,
+    nuclei: Nuclei,
+    tissue: Tissue,
+    covered: float = 1.0,
+    several_nuclei: bool = True,
+    integers: bool = False,
+) -> Cells:
+    """Put the nuclei into cells: most alone, a few in pairs, and some cells with none (where `several_nuclei`)."""
     import shapely
     from scipy.spatial import cKDTree
 
@@ -69,7 +82,7 @@ def make_cells(rng: np.random.Generator, nuclei: Nuclei, tissue: Tissue, covered
     pairs = large[pairs][
         shapely.distance(geometry[large[pairs[:, 0]]], geometry[large[pairs[:, 1]]]) < CLUSTER_PARTNER_UM
     ]
-    pairs = rng.permutation(pairs)[: max(1, len(large) // 12)]
+    pairs = rng.permutation(pairs)[: max(1, len(large) // 12) if several_nuclei else 0]
     partner = np.full(n, -1)
     for a, b in pairs:
         if partner[a] < 0 and partner[b] < 0:
@@ -91,7 +104,7 @@ def make_cells(rng: np.random.Generator, nuclei: Nuclei, tissue: Tissue, covered
     region = tissue.at(tissue.region, spots)
     spots = spots[(region != OUTSIDE) & (region != LUMEN)]
     free = cKDTree(nuclei.center).query(spots)[0] > 9 if n else np.ones(len(spots), bool)
-    spots = spots[free][: max(3, len(lead) // 60)]
+    spots = spots[free][: max(3, len(lead) // 60) if several_nuclei else 0]
     empty = shapely.buffer(shapely.points(spots), rng.uniform(3, 5, len(spots)), quad_segs=4)
     frame = shapely.box(0, 0, covered * tissue.width_um, tissue.height_um)
     polygons = Polygons.from_shapely(shapely.intersection(np.concatenate([shapes, empty]), frame))
@@ -101,58 +114,67 @@ def make_cells(rng: np.random.Generator, nuclei: Nuclei, tissue: Tissue, covered
     for k in np.unique(kind):
         size[kind == k] = area[kind == k] / area[kind == k].mean()
     numbers = rng.choice(2**32 - 1, len(kind), replace=False).astype(np.uint32)
-    return Cells(cell_id(numbers), of_nucleus, position, kind, size, polygons)
+    if integers:
+        numbers = np.arange(1, len(kind) + 1, dtype=np.uint32)
+        return Cells(numbers.astype(str), numbers, of_nucleus, position, kind, size, polygons)
+    return Cells(cell_id(numbers), numbers, of_nucleus, position, kind, size, polygons)
 
 
 def write_bundle(
     outs: Path,
-    nuclei: Nuclei,
+    nuclei: Polygons,
     cells: Cells,
+    of: NDArray[np.int64],
     counts: Counts,
-    he_to_um: NDArray[np.float64],
-    mpp: float,
+    tissue_to_um: NDArray[np.float64],
     pixel_size: float,
+    size: tuple[int, int],
     name: str,
+    made: Made,
 ) -> None:
-    """Write the folder; tissue µm become the run's µm by way of H&E pixels."""
-    matrix = he_to_um @ np.diag([1 / mpp, 1 / mpp, 1.0])
-    own = np.flatnonzero(cells.of_nucleus >= 0)
-    own = own[np.lexsort((cells.position[own], cells.of_nucleus[own]))]  # nuclei of a cell follow each other
-    nucleus = nuclei.polygons.take(own).transform(matrix)
-    cell = cells.polygons.transform(matrix)
-    of = cells.of_nucleus[own]
-    c = len(cells.ids)
-    center = cell.centroid()
-    nucleus_count = np.bincount(of, minlength=c)
-    nucleus_area = np.bincount(of, nucleus.area(), c)
-    import pyarrow as pa
+    """Write the folder.
 
-    feature_type = np.array(counts.feature_types)
-
-    def total(kind: str) -> NDArray[np.int64]:
-        return np.asarray(counts.matrix[:, np.flatnonzero(feature_type == kind)].sum(axis=1)).ravel().astype(np.int64)
-
-    table = pa.table(
-        {
-            "cell_id": cells.ids,
-            "x_centroid": center[:, 0],
-            "y_centroid": center[:, 1],
-            "transcript_counts": total("Gene Expression"),
-            "control_probe_counts": total("Negative Control Probe"),
-            "control_codeword_counts": total("Negative Control Codeword"),
-            "unassigned_codeword_counts": total("Unassigned Codeword"),
-            "deprecated_codeword_counts": np.zeros(c, np.int64),
-            "total_counts": np.asarray(counts.matrix.sum(axis=1)).ravel().astype(np.int64),
-            "cell_area": cell.area(),
-            "nucleus_area": np.where(nucleus_count > 0, nucleus_area, np.nan),
-            "nucleus_count": nucleus_count.astype(np.float64),
-            "segmentation_method": np.full(c, f"Segmented by nucleus expansion of {EXPANSION_UM}µm"),
-        }
-    )
-    write_parquet(outs / "cells.parquet", table)
-    write_parquet(outs / "nucleus_boundaries.parquet", _boundaries(nucleus, cells.ids[of]))
-    write_parquet(outs / "cell_boundaries.parquet", _boundaries(cell, cells.ids))
+    Parameters
+    ----------
+    outs
+        The folder.
+    nuclei : Polygons
+        Of the run, in µm of the tissue; those of a cell follow each other.
+    cells
+        The cells.
+    of : int64 (n,)
+        Cell of each nucleus.
+    counts
+        Of the cells.
+    tissue_to_um : (3, 3)
+        From µm of the tissue to the run's.
+    pixel_size
+        µm per pixel of the morphology image.
+    size
+        Width and height of the morphology image.
+    name
+        Of the region.
+    made
+        The version.
+    """
+    nucleus, cell = nuclei.transform(tissue_to_um), cells.polygons.transform(tissue_to_um)
+    text = made.ids != "integers"
+    label = made.layout.label_id
+    tables = {
+        "cells": (cells.ids, _cells_table(cells, cell, nucleus, of, counts, made)),
+        "nucleus_boundaries": (cells.ids[of], _boundaries(nucleus, label)),
+        "cell_boundaries": (cells.ids, _boundaries(cell, label)),
+    }
+    for stem, (ids, columns) in tables.items():
+        owner = columns.pop("owner", slice(None))
+        for suffix in made.tables:
+            write_table(outs / (stem + suffix), {"cell_id": _ids(ids[owner], made.ids, suffix), **columns})
     write_matrix(outs / "cell_feature_matrix.h5", cells.ids, counts)
+    write_mtx(outs / "cell_feature_matrix", cells.ids, counts)
+    numbers = id_numbers(cells.numbers, text)
+    write_features(outs / "cell_feature_matrix.zarr.zip", numbers, counts)
+    mask = write_cells(outs / "cells.zarr.zip", made.layout, numbers, nucleus, cell, of, size, pixel_size)
+    write_dapi(outs / made.layout.morphology, mask, pixel_size)
     files.write_json(
         outs / "experiment.xenium",
         {
@@ -162,41 +184,111 @@ def write_bundle(
             "run_name": "made up by stqp",
             "region_name": name,
             "panel_name": "made up",
-            "num_cells": c,
+            "num_cells": len(cells.ids),
             "pixel_size": pixel_size,
             "z_step_size": 3.0,
-            "analysis_sw_version": "xenium-2.0.0.10",
+            "analysis_sw_version": made.software,
             "images": {},
             "xenium_explorer_files": {},
+            **made.experiment,
         },
     )
 
 
-def _boundaries(polygons: Polygons, ids: NDArray[np.str_]) -> Any:
-    """Table of vertices, each ring closed, `label_id` from 1."""
-    import pyarrow as pa
+def _cells_table(
+    cells: Cells, cell: Polygons, nucleus: Polygons, of: NDArray[np.int64], counts: Counts, made: Made
+) -> dict[str, Any]:
+    """Columns of the cells table but for the ids."""
+    c = len(cells.ids)
+    center = cell.centroid()
+    nucleus_count = np.bincount(of, minlength=c)
+    nucleus_area = np.bincount(of, nucleus.area(), c)
+    feature_type = np.array(counts.feature_types)
 
+    def total(*kinds: str) -> NDArray[np.int64]:
+        return np.asarray(counts.matrix[:, np.isin(feature_type, kinds).nonzero()[0]].sum(axis=1)).ravel().astype(int)
+
+    columns: dict[str, Any] = {"x_centroid": center[:, 0], "y_centroid": center[:, 1]}
+    columns["transcript_counts"] = total("Gene Expression")
+    columns["control_probe_counts"] = total("Negative Control Probe")
+    if "Genomic Control" in made.layout.controls:
+        columns["genomic_control_counts"] = total("Genomic Control")
+    columns["control_codeword_counts"] = total("Negative Control Codeword")
+    if made.layout.first >= (1, 3):
+        columns["unassigned_codeword_counts"] = total("Unassigned Codeword")
+        columns["deprecated_codeword_counts"] = total("Deprecated Codeword")
+    columns["total_counts"] = total(*(set(counts.feature_types) - {"Protein Expression"}))
+    columns["cell_area"] = cell.area()
+    columns["nucleus_area"] = np.where(nucleus_count > 0, nucleus_area, np.nan)
+    if made.layout.several_nuclei:
+        columns["nucleus_count"] = nucleus_count.astype(np.float64)
+        columns["segmentation_method"] = np.full(c, f"Segmented by nucleus expansion of {EXPANSION_UM}µm")
+    return columns
+
+
+def _boundaries(polygons: Polygons, label_id: bool) -> dict[str, Any]:
+    """Columns of vertices, each ring closed, with the row of its cell's id; `label_id` from 1."""
     lengths = np.diff(polygons.ring_offsets)
     owner = np.repeat(polygons.ring_owner, lengths + 1)
-    stops = np.cumsum(lengths + 1)
     xy = np.insert(polygons.coords, polygons.ring_offsets[1:], polygons.coords[polygons.ring_offsets[:-1]], axis=0)
-    assert len(xy) == stops[-1]
-    return pa.table(
-        {
-            "cell_id": ids[owner],
-            "vertex_x": xy[:, 0].astype(np.float32),
-            "vertex_y": xy[:, 1].astype(np.float32),
-            "label_id": (owner + 1).astype(np.uint32),
-        }
-    )
+    columns = {"owner": owner, "vertex_x": xy[:, 0].astype(np.float32), "vertex_y": xy[:, 1].astype(np.float32)}
+    if label_id:
+        columns["label_id"] = (owner + 1).astype(np.uint32)
+    return columns
 
 
-def write_parquet(path: Path, table: Any) -> None:
-    """Write a table atomically."""
+def _ids(ids: NDArray[np.str_], kind: str, suffix: str) -> Any:
+    """Ids as a column of a table."""
+    import pyarrow as pa
+
+    if kind == "integers":
+        return pa.array(ids.astype(np.int32))
+    return pa.array(ids).cast(pa.binary()) if kind == "bytes" and suffix == ".parquet" else pa.array(ids)
+
+
+def write_table(path: Path, columns: dict[str, Any]) -> None:
+    """Write a table atomically, as parquet or compressed csv."""
+    import pyarrow as pa
+    import pyarrow.csv
     import pyarrow.parquet as pq
 
+    table = pa.table(columns)
     with files.replacing(path) as temporary:
-        pq.write_table(table, temporary)
+        if path.suffix == ".parquet":
+            pq.write_table(table, temporary)
+        else:
+            with gzip.GzipFile(temporary, "wb", mtime=0) as file:
+                pyarrow.csv.write_csv(table, file)
+
+
+def write_dapi(path: Path, mask: NDArray[np.int32], pixel_size: float) -> None:
+    """Write an image of the DAPI stain: nuclei bright, a little out of focus."""
+    import cv2
+    import tifffile
+
+    image = cv2.GaussianBlur((mask > 0).astype(np.uint16) * 3000 + 100, (0, 0), 1.5)
+    metadata = {"axes": "YX", "Channel": {"Name": "DAPI"}, "PhysicalSizeX": pixel_size, "PhysicalSizeXUnit": "µm"}
+    metadata |= {"PhysicalSizeY": pixel_size, "PhysicalSizeYUnit": "µm"}
+    with files.replacing(path) as temporary, tifffile.TiffWriter(temporary, ome=True) as tif:
+        tif.write(image, tile=(512, 512), compression="zlib", metadata=metadata, maxworkers=1)
+
+
+def write_mtx(folder: Path, ids: NDArray[np.str_], counts: Counts) -> None:
+    """Write counts as 10x's folder: features by cells in the Matrix Market format, and the names of both."""
+    import io
+
+    from scipy.io import mmwrite
+
+    text = io.BytesIO()
+    mmwrite(text, counts.matrix.T.tocoo(), field="integer", symmetry="general")
+    features = zip(counts.ids, counts.names, counts.feature_types, strict=True)
+    content = {
+        "matrix.mtx.gz": text.getvalue(),
+        "barcodes.tsv.gz": "".join(f"{i}\n" for i in ids).encode(),
+        "features.tsv.gz": "".join("\t".join(row) + "\n" for row in features).encode(),
+    }
+    for name, plain in content.items():
+        files.write_bytes(folder / name, gzip.compress(plain, 3, mtime=0))
 
 
 def write_matrix(path: Path, ids: NDArray[np.str_], counts: Counts) -> None:
@@ -205,6 +297,8 @@ def write_matrix(path: Path, ids: NDArray[np.str_], counts: Counts) -> None:
 
     csr = counts.matrix  # (cells, features) by row is (features, cells) by column
     with files.replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        if counts.protein_scale is not None:
+            file.attrs["protein_scaling_factor"] = counts.protein_scale
         group = file.create_group("matrix")
         group["barcodes"] = np.char.encode(ids)
         group["data"] = csr.data.astype(np.int32)

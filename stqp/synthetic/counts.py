@@ -46,18 +46,28 @@ CONTROLS = {
     "Negative Control Codeword": [f"NegControlCodeword_{i:04d}" for i in range(8)],
     "Unassigned Codeword": [f"UnassignedCodeword_{i:04d}" for i in range(12)],
 }
+LATER_CONTROLS = {
+    "Deprecated Codeword": [f"DeprecatedCodeword_{i:04d}" for i in range(3)],
+    "Genomic Control": [f"Intergenic_Region_{i:04d}" for i in range(5)],
+}
+PROTEINS = ("CD3E", "CD8A", "CD20", "PanCK", "Vimentin")
+PROTEIN_SCALE = 100.0  # intensities are written as whole hundredths
 UNASSIGNED = "unassigned"  # the label of cells that a clustering could not name
 _SIZE = {"Neoplastic": 190, "Inflammatory": 80, "Connective": 95, "Epithelial": 150, "Dead": 22}
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts of each cell: `matrix` is a scipy CSR (cells, features) of int32."""
+    """Counts of each cell: `matrix` is a scipy CSR (cells, features) of int32.
+
+    Values of proteins are intensities times `protein_scale`, which is None without proteins.
+    """
 
     matrix: Any
     names: list[str]
     ids: list[str]
     feature_types: list[str]
+    protein_scale: float | None = None
 
 
 def choose_fine_types(rng: np.random.Generator, kinds: NDArray[np.str_]) -> NDArray[np.str_]:
@@ -71,7 +81,13 @@ def choose_fine_types(rng: np.random.Generator, kinds: NDArray[np.str_]) -> NDAr
     return fine
 
 
-def make_counts(rng: np.random.Generator, fine: NDArray[np.str_], size: NDArray[np.float64]) -> Counts:
+def make_counts(
+    rng: np.random.Generator,
+    fine: NDArray[np.str_],
+    size: NDArray[np.float64],
+    controls: tuple[str, ...] = tuple(CONTROLS),
+    proteins: bool = False,
+) -> Counts:
     """Draw counts.
 
     Parameters
@@ -82,6 +98,10 @@ def make_counts(rng: np.random.Generator, fine: NDArray[np.str_], size: NDArray[
         Fine type of each cell; an empty one makes a mixture of all.
     size : float (n,)
         Relative size of each cell; large ones hold more transcripts.
+    controls
+        Types of control features.
+    proteins
+        Whether proteins are measured, too.
     """
     from scipy import sparse
 
@@ -105,9 +125,17 @@ def make_counts(rng: np.random.Generator, fine: NDArray[np.str_], size: NDArray[
     blocks = [rng.poisson(rng.gamma(1.5, 1 / 1.5, expected.shape) * expected).astype(np.int32)]
     names, ids = [*genes], [f"ENSG{99000000000 + i:011d}" for i in range(len(genes))]  # no real gene's number
     types = ["Gene Expression"] * len(genes)
-    for feature_type, controls in CONTROLS.items():
-        blocks.append(rng.poisson(0.004, (len(fine), len(controls))).astype(np.int32))
-        names += controls
-        ids += controls
-        types += [feature_type] * len(controls)
-    return Counts(sparse.csr_matrix(np.hstack(blocks)), names, ids, types)
+    lists = {**CONTROLS, "Blank Codeword": CONTROLS["Unassigned Codeword"], **LATER_CONTROLS}
+    for feature_type in controls:
+        features = lists[feature_type]
+        blocks.append(rng.poisson(0.004, (len(fine), len(features))).astype(np.int32))
+        names += features
+        ids += features
+        types += [feature_type] * len(features)
+    if proteins:
+        blocks.append((rng.gamma(2.0, 6.0, (len(fine), len(PROTEINS))) * PROTEIN_SCALE).astype(np.int32))
+        names += PROTEINS
+        ids += PROTEINS
+        types += ["Protein Expression"] * len(PROTEINS)
+    matrix = sparse.csr_matrix(np.hstack(blocks))
+    return Counts(matrix, names, ids, types, PROTEIN_SCALE if proteins else None)

@@ -10,11 +10,14 @@ from numpy.typing import NDArray
 
 from stqp import files
 from stqp.errors import UsageError
+from stqp.polygons import Polygons
 from stqp.slides import RGBImage
 from stqp.synthetic import bundle, counts, drawing, layout
+from stqp.synthetic.versions import made
 from stqp.taxonomy import VISUAL_CLASSES
 
 PIXEL_UM = 0.2125  # of the morphology image
+MARGIN_PX = 250.0  # of the morphology image, around the H&E
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class SyntheticSample:
         csv: label, class.
     nuclei
         parquet: cell_id, nucleus, class, fine, he_x, he_y, instance, covered.
+    outlines
+        npz: coords (vertices, 2) float64 in H&E px, ring_offsets (n + 1,), cell_id (n,), instance (n,): the run's
+        nuclei as the bundle has them, before they were turned, scaled and rounded.
     instances
         npz: inst (height, width) int32; ids (n,) int32; types (n,) uint8, the ids of the visual classes.
     """
@@ -44,6 +50,7 @@ class SyntheticSample:
     labels: Path
     class_map: Path
     nuclei: Path
+    outlines: Path
     instances: Path
     mpp: float
     size: tuple[int, int]
@@ -60,6 +67,8 @@ def make_sample(
     covered: float = 1.0,
     stain: float = 1.0,
     name: str = "synthetic",
+    version: str = "2.0",
+    mirrored: bool = False,
 ) -> SyntheticSample:
     """Make a sample: H&E, Xenium bundle, alignment, labels and the truth.
 
@@ -82,6 +91,10 @@ def make_sample(
         How far the stains' colours and strengths stray from the usual; 0 for not at all.
     name
         Used for the file names and as the region's name.
+    version : {"1.0", "1.3", "1.9", "2.0-early", "2.0", "3.0", "4.0", "ranger"}
+        Version of the analysis that the bundle seems to be from.
+    mirrored
+        Whether the H&E lies face down.
 
     Returns
     -------
@@ -91,8 +104,9 @@ def make_sample(
     Raises
     ------
     UsageError
-        When the size or the covered share cannot be made.
+        When the size, the covered share or the version cannot be made.
     """
+    how = made(version)
     width, height = size
     if min(size) < 256 or not 0 < covered <= 1 or mpp <= 0:
         raise UsageError(
@@ -104,10 +118,10 @@ def make_sample(
     tissue = layout.make_tissue(rng, width * mpp, height * mpp)
     nuclei = layout.make_nuclei(rng, tissue)
     image, instances = drawing.draw(rng, tissue, nuclei, size, mpp, stain)
-    matrix = _alignment(size, mpp, rotation)
-    cells = bundle.make_cells(rng, nuclei, tissue, covered)
+    matrix, morphology = _alignment(size, mpp, rotation, mirrored)
+    cells = bundle.make_cells(rng, nuclei, tissue, covered, how.layout.several_nuclei, how.ids == "integers")
     fine = counts.choose_fine_types(rng, cells.kind)
-    expression = counts.make_counts(rng, fine, cells.size)
+    expression = counts.make_counts(rng, fine, cells.size, _controls(version, how.layout.controls), how.proteins)
     labels = fine.copy()
     labels[rng.choice(len(fine), max(2, len(fine) // 100), replace=False)] = counts.UNASSIGNED
 
@@ -119,14 +133,19 @@ def make_sample(
         labels=folder / "labels.csv",
         class_map=folder / "class_map.csv",
         nuclei=folder / "truth" / "nuclei.parquet",
+        outlines=folder / "truth" / "outlines.npz",
         instances=folder / "truth" / "instances.npz",
         mpp=mpp,
         size=size,
         n_nuclei=int((cells.of_nucleus >= 0).sum()),
         n_cells=len(cells.ids),
     )
-    to_um = np.diag([PIXEL_UM, PIXEL_UM, 1.0]) @ matrix  # H&E px to the run's µm
-    bundle.write_bundle(sample.outs, nuclei, cells, expression, to_um, mpp, PIXEL_UM, name)
+    own = np.flatnonzero(cells.of_nucleus >= 0)
+    own = own[np.lexsort((cells.position[own], cells.of_nucleus[own]))]  # nuclei of a cell follow each other
+    outlines = _thinned(nuclei.polygons.take(own), how.layout.ring - 1)
+    of = cells.of_nucleus[own]
+    to_um = np.diag([PIXEL_UM, PIXEL_UM, 1.0]) @ matrix @ np.diag([1 / mpp, 1 / mpp, 1.0])  # from the tissue's
+    bundle.write_bundle(sample.outs, outlines, cells, of, expression, to_um, PIXEL_UM, morphology, name, how)
     write_pyramid(sample.he, image, mpp)
     files.write_bytes(
         sample.alignment, "".join(",".join(repr(float(v)) for v in row) + "\n" for row in matrix).encode()
@@ -140,17 +159,44 @@ def make_sample(
     ]
     files.write_bytes(sample.class_map, ("\n".join(rows) + "\n").encode())
     _write_truth(sample, nuclei, cells, fine, instances)
+    with files.replacing(sample.outlines) as temporary, temporary.open("wb") as file:
+        he_px = outlines.scale(1 / mpp)
+        np.savez_compressed(
+            file, coords=he_px.coords, ring_offsets=he_px.ring_offsets, cell_id=cells.ids[of], instance=own + 1
+        )
     return sample
 
 
-def _alignment(size: tuple[int, int], mpp: float, rotation: float) -> NDArray[np.float64]:
-    """H&E px to morphology px: scale and rotation, shifted so that everything has positive coordinates."""
+def _controls(version: str, controls: tuple[str, ...]) -> tuple[str, ...]:
+    """Types of control features; the sample of the default version stays what it was."""
+    return tuple(counts.CONTROLS) if version in ("2.0", "2.0-early") else controls
+
+
+def _thinned(polygons: Polygons, vertices: int) -> Polygons:
+    """Outlines of at most so many vertices, every so manyth left."""
+    most = int(np.diff(polygons.ring_offsets).max(initial=1))
+    step = -(-most // vertices)
+    if step == 1:
+        return polygons
+    place = np.arange(len(polygons.coords)) - np.repeat(polygons.ring_offsets[:-1], np.diff(polygons.ring_offsets))
+    keep = place % step == 0
+    offsets = np.r_[0, np.cumsum(np.bincount(polygons.vertex_owner[keep], minlength=len(polygons)))]
+    return Polygons.from_rings(polygons.coords[keep], offsets)
+
+
+def _alignment(
+    size: tuple[int, int], mpp: float, rotation: float, mirrored: bool
+) -> tuple[NDArray[np.float64], tuple[int, int]]:
+    """H&E px to morphology px, shifted so that everything has positive coordinates; and the morphology's size."""
     scale, angle = mpp / PIXEL_UM, np.deg2rad(rotation)
     matrix = np.eye(3)
     matrix[:2, :2] = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    if mirrored:
+        matrix[:2, 0] *= -1
     corners = np.array([[0, 0], [size[0], 0], [0, size[1]], size]) @ matrix[:2, :2].T
-    matrix[:2, 2] = 250.0 - corners.min(axis=0)
-    return matrix
+    matrix[:2, 2] = MARGIN_PX - corners.min(axis=0)
+    width, height = np.ceil(np.ptp(corners, axis=0) + 2 * MARGIN_PX).astype(int)
+    return matrix, (int(width), int(height))
 
 
 def write_pyramid(path: Path, image: RGBImage, mpp: float) -> None:
