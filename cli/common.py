@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from stqp.files import without_nan
+from stqp.qupath.backends import BACKENDS, DEFAULT_BACKEND
 from stqp.record import RunRecord
 
 json_option = click.option(
@@ -20,6 +21,13 @@ json_option = click.option(
     help="Print the run's record as JSON on stdout (messages go to stderr).",
 )
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Say more about what is done.")
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(BACKENDS),
+    default=DEFAULT_BACKEND,
+    show_default=True,
+    help="What writes the project: stqp itself, which needs no Java, or an installed QuPath by paquo.",
+)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 PATH = click.Path(path_type=Path)

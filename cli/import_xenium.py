@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from stqp_cli.common import PATH, json_option, progress_bar, report, set_up_logging, verbose_option
+from stqp_cli.common import PATH, backend_option, json_option, progress_bar, report, set_up_logging, verbose_option
 
 EPILOG = """\b
 Examples:
@@ -57,6 +57,7 @@ corrected or deleted in QuPath since.
     default=True,
     help="Overwrite what somebody corrected since the last import, and bring back what they deleted.",
 )
+@backend_option
 @json_option
 @verbose_option
 def command(as_json: bool, verbose: bool, outs: Path, project: Path, **options: Any) -> None:

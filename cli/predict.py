@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import click
-from stqp_cli.common import PATH, json_option, progress_bar, report, set_up_logging, verbose_option
+from stqp_cli.common import PATH, backend_option, json_option, progress_bar, report, set_up_logging, verbose_option
 
 from stqp.errors import InputError
 from stqp.record import RunRecord
@@ -39,6 +39,7 @@ everything else in a project stays. Where one target fails, the others are done,
 @click.option("--held-out", is_flag=True, help="Look only where the run held out.")
 @click.option("--geojson", is_flag=True, help="Write the detections as GeoJSON too, in the project's stqp folder.")
 @click.option("--maps", type=PATH, metavar="DIR", help="Write an instance map of each image, for stqp evaluate.")
+@backend_option
 @json_option
 @verbose_option
 def command(
@@ -54,6 +55,7 @@ def command(
     held_out: bool,
     geojson: bool,
     maps: Path | None,
+    backend: str,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -62,12 +64,14 @@ def command(
     from stqp.devices import pick_device
     from stqp.inference.model import load_predictor
     from stqp.inference.run import predict_targets
+    from stqp.qupath.backends import check_backend
 
+    check_backend(backend)
     device = pick_device(device)
     record = RunRecord("predict", {
         "run": run, "targets": [*targets], "project": project, "entry": [*entries], "device": device,
         "batch_size": batch_size, "window": window, "mpp": mpp, "tissue": tissue, "held_out": held_out,
-        "geojson": geojson, "maps": maps,
+        "geojson": geojson, "maps": maps, "backend": backend,
     })  # fmt: skip
     predictor = load_predictor(run, device, window)
     record, failed = predict_targets(
@@ -81,6 +85,7 @@ def command(
         tissue=tissue,
         geojson=geojson,
         maps=maps,
+        backend=backend,
         bar=lambda name: progress_bar(name, "step"),
         record=record,
     )

@@ -18,10 +18,10 @@ from stqp.errors import InputError, UsageError
 from stqp.hdf5 import write_anndata
 from stqp.importing.objects import KINDS, class_table, to_objects
 from stqp.importing.staged import StagedFiles
+from stqp.qupath.backends import DEFAULT_BACKEND, check_backend, open_project
 from stqp.qupath.entry import ProjectEntry
 from stqp.qupath.objects import PathObjects
 from stqp.qupath.ownership import SOURCE_KEY, corrected, object_uuids, owned, stamp
-from stqp.qupath.project import QuPathProject
 from stqp.record import RunRecord
 from stqp.sample import SpatialSample
 from stqp.slides import open_slide
@@ -47,6 +47,7 @@ def import_xenium(
     keep_corrections: bool = True,
     mpp: float | None = None,
     nuclei_source: str = "polygons",
+    backend: str = DEFAULT_BACKEND,
     progress: Callable[[int, int], None] | None = None,
 ) -> RunRecord:
     """Turn a Xenium run and its H&E into typed nuclei of a QuPath project.
@@ -80,6 +81,8 @@ def import_xenium(
         µm per pixel of the H&E, in place of what the file says.
     nuclei_source : {"polygons", "masks"}
         Outlines of the run's tables, simplified for display, or of the masks of its segmentation.
+    backend : {"native", "paquo"}
+        What writes the project, see `stqp.qupath.backends`.
     progress
         Called with (steps done, steps in all).
 
@@ -100,6 +103,7 @@ def import_xenium(
     arguments = {k: v for k, v in locals().items() if k != "progress"}
     if as_kind not in KINDS:
         raise UsageError(f"expected one of {', '.join(KINDS)} to make of the nuclei, found {as_kind!r}")
+    check_backend(backend)
     record = RunRecord(COMMAND, arguments)
 
     def step(done: int) -> None:
@@ -113,7 +117,7 @@ def import_xenium(
     objects = to_objects(sample, as_kind, ids)
     expression = sample.expression()
     step(2)
-    with QuPathProject.open(project, "a") as qupath:
+    with open_project(project, "a", backend) as qupath:
         before = {entry.id for entry in qupath.entries}
         with open_slide(he, sample.mpp) as slide:
             entry = qupath.add_image(slide, name, {"stqp.sample": sample.id})

@@ -19,8 +19,9 @@ from stqp.inference.held_out import held_out_boxes
 from stqp.inference.maps import map_stem, write_map
 from stqp.inference.model import Predictor
 from stqp.inference.writing import source_of, write_detections
+from stqp.qupath.backends import DEFAULT_BACKEND, check_backend, open_project
 from stqp.qupath.geojson import write_geojson
-from stqp.qupath.project import PROJECT_NAME, QuPathProject
+from stqp.qupath.project import PROJECT_NAME
 from stqp.record import RunRecord
 from stqp.slides import Slide, is_slide, open_slide
 
@@ -72,6 +73,7 @@ def predict_targets(
     tissue: bool = True,
     geojson: bool = False,
     maps: Path | None = None,
+    backend: str = DEFAULT_BACKEND,
     bar: Bar | None = None,
     record: RunRecord | None = None,
 ) -> tuple[RunRecord, list[str]]:
@@ -99,6 +101,8 @@ def predict_targets(
         Write the detections as GeoJSON too, beside the record.
     maps
         Folder for instance maps in full resolution.
+    backend : {"native", "paquo"}
+        What writes the projects, see `stqp.qupath.backends`.
     bar
         Makes a progress callback for a named slide.
     record
@@ -118,6 +122,7 @@ def predict_targets(
     EnvironmentProblem
         When the machine lacks something; the slides done before stay written.
     """
+    check_backend(backend)
     record = record or RunRecord("predict", {"targets": [*targets]})
     failed: list[str] = []
     jobs = plan(targets, project, entries, failed)
@@ -132,7 +137,7 @@ def predict_targets(
             with bar(job.name) if bar else nullcontext() as progress:
                 one = _predict(
                     job, predictor, mpp=mpp, batch_size=batch_size, tissue=tissue, geojson=geojson,
-                    map_file=maps / f"{stem}.npz" if maps else None, progress=progress,
+                    map_file=maps / f"{stem}.npz" if maps else None, backend=backend, progress=progress,
                 )  # fmt: skip
         except (InputError, OSError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -174,7 +179,7 @@ def plan(targets: Sequence[Path], project: Path | None, entries: Sequence[str], 
         try:
             if target.suffix == ".qpproj" or (target / PROJECT_NAME).is_file():
                 folder = target.parent if target.suffix == ".qpproj" else target
-                with QuPathProject.open(target, "r") as opened:
+                with open_project(target, "r") as opened:
                     for entry in opened.entries:
                         if wanted and not wanted & {entry.name, str(entry.id)}:
                             continue
@@ -227,6 +232,7 @@ def _predict(
     tissue: bool,
     geojson: bool,
     map_file: Path | None,
+    backend: str,
     progress: Progress | None,
 ) -> dict[str, Any]:
     """Predict one slide and write what was found."""
@@ -247,7 +253,7 @@ def _predict(
         found = predict_slide(
             slide, predictor, batch_size=batch_size, tissue=tissue, boxes=job.boxes, progress=progress
         )
-        counts = _write(job, slide, found, predictor.name, one, geojson)
+        counts = _write(job, slide, found, predictor.name, one, geojson, backend)
         if map_file is not None:
             _write_map(map_file, found, slide)
     return {
@@ -261,9 +267,11 @@ def _predict(
     }
 
 
-def _write(job: Job, slide: Slide, found: Detections, run_name: str, one: RunRecord, geojson: bool) -> dict[str, int]:
+def _write(
+    job: Job, slide: Slide, found: Detections, run_name: str, one: RunRecord, geojson: bool, backend: str
+) -> dict[str, int]:
     # open for the writing only: the project is free, for QuPath and others, while the network works
-    with QuPathProject.open(job.project, "a" if job.entry is None else "r+") as project:
+    with open_project(job.project, "a" if job.entry is None else "r+", backend) as project:
         entry = project.add_image(slide) if job.entry is None else project.entry(job.entry)
         objects, counts = write_detections(entry, found, run_name, job.boxes)
         folder = entry.stqp_folder

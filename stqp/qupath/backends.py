@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stqp.errors import UsageError
-from stqp.qupath.project import QuPathProject
-from stqp.qupath.versions import QuPathVersion
+
+if TYPE_CHECKING:
+    from stqp.qupath.project import QuPathProject
+    from stqp.qupath.versions import QuPathVersion
 
 BACKENDS = ("native", "paquo")
 DEFAULT_BACKEND = "native"
+
+
+def check_backend(backend: str) -> None:
+    """Refuse a backend that cannot be used here, before work that is to end with it.
+
+    Raises
+    ------
+    EnvironmentProblem
+        When the backend is paquo and there is no QuPath.
+    UsageError
+        When there is no such backend.
+    """
+    if backend not in BACKENDS:
+        raise UsageError(f"there is no backend {backend!r} for projects; it is one of {', '.join(BACKENDS)}")
+    if backend == "paquo":
+        from stqp.qupath.jvm import find
+
+        find()
 
 
 def open_project(
@@ -34,9 +55,10 @@ def open_project(
     InputError
         When there is no project to read, one where none should be, or something that is no project.
     """
-    if backend not in BACKENDS:
-        raise UsageError(f"there is no backend {backend!r} for projects; it is one of {', '.join(BACKENDS)}")
+    check_backend(backend)
     if backend == "native":
+        from stqp.qupath.project import QuPathProject
+
         return QuPathProject.open(path, mode, version)
     from stqp.qupath.paquo_backend import PaquoProject
 

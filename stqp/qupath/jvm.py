@@ -23,6 +23,21 @@ logger = logging.getLogger(__name__)
 _BETWEEN, _ABSENT = "\x1e", "\x00"
 
 
+def find() -> None:
+    """Look for QuPath, without starting it.
+
+    Raises
+    ------
+    EnvironmentProblem
+        When there is none.
+    """
+    with _no_qupath():
+        from paquo._config import settings, to_kwargs
+        from paquo.jpype_backend import find_qupath
+
+        find_qupath(**to_kwargs(settings))
+
+
 @functools.cache
 def start() -> Any:
     """Start QuPath's JVM, once.
@@ -37,21 +52,28 @@ def start() -> Any:
     EnvironmentProblem
         When there is no QuPath, or its JVM does not start.
     """
+    with _no_qupath():
+        from paquo import java
+    java.System.setOut(java.System.err)  # QuPath logs to stdout, which belongs to our caller
+    if java.LogManager is not None:
+        java.LogManager.setWarn()
+    logger.debug("QuPath %s is started", java.qupath_version)
+    return java
+
+
+@contextlib.contextmanager
+def _no_qupath() -> Iterator[None]:
+    """Say in a sentence that there is no QuPath."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            from paquo import java
+            yield
     except Exception as error:  # paquo, JPype and dynaconf raise dozens of kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         raise EnvironmentProblem(
             f"the paquo backend found no QuPath that it can start ({reason}); set PAQUO_QUPATH_DIR to the folder of an "
             "installed QuPath, or get one by `paquo get_qupath`, or use the native backend, which needs none"
         ) from error
-    java.System.setOut(java.System.err)  # QuPath logs to stdout, which belongs to our caller
-    if java.LogManager is not None:
-        java.LogManager.setWarn()
-    logger.debug("QuPath %s is started", java.qupath_version)
-    return java
 
 
 @contextlib.contextmanager

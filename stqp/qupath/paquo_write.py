@@ -51,8 +51,8 @@ def make(columns: Columns, objects: PathObjects) -> Any:
             create = columns.method(_FACTORY, "createCellObject", ROI, ROI, CLASS, LIST)
             fresh = columns.build(columns.bind(create, 3, None), chosen, _nuclei(columns, objects, index), own)
         else:
-            create = columns.method(_FACTORY, f"create{_CREATE[ObjectKind(kind)]}Object", ROI, CLASS)
-            fresh = columns.build(create, chosen, own)
+            create = columns.method(_FACTORY, f"create{_CREATE[ObjectKind(kind)]}Object", ROI, CLASS, LIST)
+            fresh = columns.build(columns.bind(create, 2, None), chosen, own)
         columns.put(made, index, fresh)
     _set_attributes(columns, made, objects, classes)
     _set_metadata(columns, made, objects)

@@ -264,21 +264,57 @@ def test_golden_projects(tmp_path, qupath, version):
     assert contents(folder) == before
 
 
-def test_without_qupath_one_sentence_and_exit_code_4(tmp_path):
-    program = (
-        "from stqp.errors import EnvironmentProblem\n"
-        "from stqp.qupath.backends import open_project\n"
-        "try:\n    open_project('project', 'a', 'paquo')\n"
-        "except EnvironmentProblem as error:\n    print(error.exit_code, error)\n"
-    )
-    empty = {k: v for k, v in os.environ.items() if not k.startswith(("PAQUO_", "CONDA_"))}
-    for setting in ({"PAQUO_QUPATH_SEARCH_DIRS": "[]"}, {"PAQUO_QUPATH_DIR": str(tmp_path / "nowhere")}):
-        result = subprocess.run(
-            [sys.executable, "-c", program], env={**empty, **setting}, cwd=tmp_path, capture_output=True, text=True
-        )
-        assert result.stdout.startswith("4 the paquo backend found no QuPath"), result
-        assert "PAQUO_QUPATH_DIR" in result.stdout and result.stdout.count("\n") == 1
-        assert not result.stderr and not (tmp_path / "project").exists()
+def imported(sample, folder, *options, environment=None):
+    """Run the command in a process of its own."""
+    arguments = [sample.outs, "--he", sample.he, "--alignment", sample.alignment, "--labels", sample.labels]
+    arguments += ["--class-map", sample.class_map, "--project", folder, *options]
+    return subprocess.run(
+        [sys.executable, "-m", "stqp_cli.main", "import-xenium", *map(str, arguments)],
+        env=environment, cwd=folder.parent, capture_output=True, text=True, encoding="utf-8",
+    )  # fmt: skip
+
+
+def test_an_import_by_both(tmp_path, qupath, sample):
+    for backend in BACKENDS:
+        for _ in range(2):  # the second replaces what the first wrote
+            result = imported(sample, tmp_path / backend, "--backend", backend, "--as", "cells", "--json")
+            assert result.returncode == 0, result.stderr
+            assert json.loads(result.stdout)["counts"]["nuclei written"] == sample.n_nuclei
+        assert "DEBUG" not in result.stderr and "INFO" not in result.stderr
+    read = []
+    for backend in BACKENDS:
+        with open_project(tmp_path / backend, "r", backend) as project:
+            read.append((project.entries[0].read_objects(), project.classes, project.entries[0].metadata))
+    for objects, _, _ in read:
+        objects.metadata["stqp.run"][:] = "run"
+    equal(read[0][0], read[1][0])
+    assert read[0][1:] == read[1][1:]
+
+
+def without_qupath(tmp_path):
+    """Environments in which paquo finds no QuPath."""
+    bare = {k: v for k, v in os.environ.items() if not k.startswith(("PAQUO_", "CONDA_"))}
+    return [{**bare, "PAQUO_QUPATH_SEARCH_DIRS": "[]"}, {**bare, "PAQUO_QUPATH_DIR": str(tmp_path / "nowhere")}]
+
+
+def test_without_qupath_one_sentence_and_exit_code_4(tmp_path, sample):
+    for environment in without_qupath(tmp_path):
+        result = imported(sample, tmp_path / "project", "--backend", "paquo", environment=environment)
+        assert (result.returncode, result.stdout) == (4, "")
+        assert result.stderr.count("\n") == 1 and "found no QuPath" in result.stderr
+        assert "set PAQUO_QUPATH_DIR" in result.stderr and "paquo get_qupath" in result.stderr
+        assert not (tmp_path / "project").exists()
+
+
+def test_prediction_asks_for_qupath_before_it_begins(tmp_path, monkeypatch):
+    from stqp.inference.run import predict_targets
+
+    def find():
+        raise EnvironmentProblem("none")
+
+    monkeypatch.setattr("stqp.qupath.jvm.find", find)
+    with pytest.raises(EnvironmentProblem):
+        predict_targets(None, [tmp_path / "nothing"], backend="paquo")
 
 
 def test_an_unknown_backend():
