@@ -1,29 +1,35 @@
 /*
- * Counts the objects of the open image by class, and selects those of one class.
- * QuPath 0.4 to 0.7: Automate > Script editor.
+ * Counts the objects of an image by class, and selects those of one class.
+ *
+ * In QuPath: Automate > Project scripts > class summary, then Run, or Run > Run for project.
+ * Command line: QuPath script class_summary.groovy --project=project.qpproj
+ * Arguments: stqp: only objects that stqp wrote; a class, e.g. Neoplastic or "Tumor: Positive": select it.
+ * QuPath 0.4 to 0.7. Changes nothing.
  */
 
-// The class to select, e.g. "Neoplastic" or "Tumor: Positive"; null selects nothing
-def selectClass = null
-// true: only objects that stqp wrote
-def onlyStqp = false
+def options = (binding.hasVariable("args") && args != null ? args as List : []).collect { it.toString().trim() }
+def onlyStqp = options.remove("stqp")
+def selectClass = options ? options[0] : null
 
-// public since 0.5
-def metadata = { it.respondsTo("getMetadata") ? it.getMetadata() : it.getUnmodifiableMetadataMap() }
+def hierarchy = getCurrentHierarchy()
+if (hierarchy == null)
+    throw new IllegalStateException("class_summary works on an image: open one, or choose Run > Run for project")
+// metadata can be read and changed by anybody since 0.6
+def since06 = PathObject.getMethods().any { it.name == "hasMetadata" }
+def metadata = { since06 ? (it.hasMetadata() ? it.getMetadata() : [:]) : it.getUnmodifiableMetadataMap() }
+def className = { it.getPathClass() == null || it.getPathClass() == PathClass.getNullClass() ? "" : it.getPathClass().toString() }
 
-def objects = getCurrentHierarchy().getAllObjects(false)
-        .findAll { !onlyStqp || metadata(it).get("stqp.source") != null }
-
+def objects = hierarchy.getAllObjects(false).findAll { !onlyStqp || metadata(it).get("stqp.source") != null }
 def counts = new TreeMap<String, Integer>()
 objects.each {
-    def text = (it.isAnnotation() ? "annotation" : "detection") + "  " + (it.getPathClass()?.toString() ?: "(no class)")
-    counts.merge(text, 1, Integer::sum)
+    def kind = it.isAnnotation() ? "annotation" : it.isCell() ? "cell" : it.isDetection() ? "detection" : "other"
+    counts.merge(kind + "  " + (className(it) ?: "(no class)"), 1, Integer::sum)
 }
 println "${getProjectEntry()?.getImageName() ?: 'this image'}: ${objects.size()} objects"
 counts.each { text, n -> println String.format("%9d  %s", n, text) }
 
 if (selectClass != null) {
-    def chosen = objects.findAll { it.getPathClass()?.toString() == selectClass }
+    def chosen = objects.findAll { className(it) == selectClass }
     selectObjects(chosen)
     println "selected ${chosen.size()} of class ${selectClass}"
 }
