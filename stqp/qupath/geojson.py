@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from stqp import files
 from stqp.errors import UsageError
 from stqp.qupath import geojson_shapes
-from stqp.qupath.geojson_text import dictionary, joined, number_texts, object_texts, string_texts
+from stqp.qupath.geojson_text import dictionary, joined, listed, number_texts, object_texts, string_texts
 from stqp.qupath.objects import ObjectKind, PathObjects
 from stqp.taxonomy import color_of
 
@@ -208,8 +208,8 @@ class _Writer:
             nucleus, touched = self._nuclei(part)
             pieces.append(nucleus)
             mended |= touched
-        pieces.append(joined(',"properties":{', joined(*self._properties(part), separator=",", skip=True)))
-        features = joined(self._between(depth), *pieces, skip=True)
+        pieces.append(joined(',"properties":{', listed(self._properties(part), ",")))
+        features = listed([self._between(depth), *pieces], "")
         self.written += len(part)
         self.mended += int(mended.sum())
         first, last = (np.frombuffer(features.buffers()[1], np.int32)[i + features.offset] for i in (0, len(part)))

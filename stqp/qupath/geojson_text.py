@@ -122,13 +122,21 @@ def dictionary(texts: Sequence[str | None], codes: NDArray[Any]) -> Texts:
     return pa.array(texts, pa.string()).take(pa.array(codes))
 
 
-def joined(*pieces: Texts | str, separator: str = "", skip: bool = False) -> Texts:
-    """Put columns of text (or one text for all) behind each other; null where a piece is null, unless skipped."""
+def joined(*pieces: Texts | str) -> Texts:
+    """Put columns of text (or one text for all) behind each other; null where a piece is null."""
     import pyarrow.compute as pc
 
-    if skip and len(pieces) == 1:  # Arrow gives one row too few for one column of nulls
-        return pc.fill_null(pieces[0], "")
-    return pc.binary_join_element_wise(*pieces, separator, null_handling="skip" if skip else "emit_null")
+    return pc.binary_join_element_wise(*pieces, "")
+
+
+def listed(columns: Sequence[Texts], separator: str) -> Texts:
+    """Put the texts of each row that are not null behind each other; empty where all are."""
+    import pyarrow.compute as pc
+
+    # Arrow 26 leaves out the rows of nulls alone
+    absent = functools.reduce(pc.and_, [pc.is_null(column) for column in columns])
+    first = pc.if_else(absent, "", columns[0])
+    return pc.binary_join_element_wise(first, *columns[1:], separator, null_handling="skip")
 
 
 def string_texts(values: NDArray[np.object_]) -> Texts:
@@ -161,6 +169,6 @@ def object_texts(columns: Sequence[tuple[str, Texts]]) -> Texts | None:
     if not columns:
         return None
     members = [joined(f"{json.dumps(key, ensure_ascii=False)}:", texts) for key, texts in columns]
-    inside = joined(*members, separator=",", skip=True)
+    inside = listed(members, ",")
     present = pc.if_else(pc.equal(inside, ""), None, inside)
     return joined("{", present, "}")

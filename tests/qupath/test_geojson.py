@@ -5,6 +5,7 @@ import json
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import shapely
 from qupath.qupath_objects import discs, geometry_objects, many
@@ -14,7 +15,7 @@ from stqp.polygons import Polygons
 from stqp.qupath import geojson
 from stqp.qupath.decode import ellipse
 from stqp.qupath.geojson import write_geojson
-from stqp.qupath.geojson_text import Runs, coordinate_texts, number_texts, string_texts
+from stqp.qupath.geojson_text import Runs, coordinate_texts, listed, number_texts, object_texts, string_texts
 from stqp.qupath.objects import ObjectKind, PathObjects, RoiKind
 
 # members that a reader of QuPath 0.4 to 0.7 looks for, and what it does not like there
@@ -281,6 +282,15 @@ def test_brackets():
         "[10,11]}",
         "[[[12,13],[14,15]]]}",
     ]
+
+
+def test_rows_of_nulls_stay():
+    columns = [pa.array([None, "a", None]), pa.array([None, "b", "c"])]
+    assert listed(columns, ",").to_pylist() == ["", "a,b", "c"]
+    assert listed(columns[:1], ",").to_pylist() == ["", "a", ""]
+    numbers = pa.array([None, "1", None])
+    assert object_texts([("k", numbers), ('"', numbers)]).to_pylist() == [None, '{"k":1,"\\"":1}', None]
+    assert object_texts([]) is None
 
 
 def test_missing_numbers_and_texts():
