@@ -53,7 +53,8 @@ class Polygons:
         first, last = offsets[:-1], offsets[1:] - 1
         long = last > first
         closed = np.zeros(len(first), bool)
-        closed[long] = (xy[first[long]] == xy[last[long]]).all(axis=1)
+        same = xy[first[long]] == xy[last[long]]
+        closed[long] = same[:, 0] & same[:, 1]
         if closed.any():
             keep = np.ones(len(xy), bool)
             keep[last[closed]] = False
@@ -129,7 +130,13 @@ class Polygons:
     def transform(self, matrix: ArrayLike) -> Polygons:
         """Apply a 3x3 affine matrix to the column vectors (x, y, 1)."""
         m = np.asarray(matrix, dtype=np.float64)
-        return Polygons(self.coords @ m[:2, :2].T + m[:2, 2], self.ring_offsets, self.geom_offsets)
+        x, y = self.coords[:, 0], self.coords[:, 1]
+        coords = np.empty_like(self.coords)
+        for axis in (0, 1):  # several times as fast as a product of matrices that are two numbers wide
+            np.multiply(x, m[axis, 0], out=coords[:, axis])
+            coords[:, axis] += y * m[axis, 1]
+            coords[:, axis] += m[axis, 2]
+        return Polygons(coords, self.ring_offsets, self.geom_offsets)
 
     def scale(self, factor: float) -> Polygons:
         """Multiply all coordinates by `factor`."""

@@ -87,8 +87,10 @@ def read_xenium_sample(
 
     cells = bundle.read_cells()
     nuclei = bundle.read_nuclei(cells.ids, nuclei_source, cells.nucleus_count)
-    check_places(nuclei, cells, bundle.path)
     outlines = bundle.read_cell_outlines(cells.ids)
+    check_places(nuclei, cells, "nuclei", bundle.path)
+    if outlines is not None:
+        check_places(outlines, cells, "cell outlines", bundle.path)
     counts = bundle.read_counts(cells.ids)
     check_counts(counts, cells, bundle.path)
     to_he = aligned.um_to_he(bundle.pixel_size)
@@ -163,7 +165,7 @@ def read_xenium_sample(
         to_he=to_he,
         coverage=coverage,
         nuclei=NucleusTable(
-            polygons=polygons.take(kept),
+            polygons=polygons if inside.all() else polygons.take(kept),
             cell=of_cell,
             cell_id=cells.ids[of_cell],
             position=nuclei.position[kept],
@@ -201,14 +203,15 @@ def _covered(nuclei: Outlines, outlines: Outlines | None, cells: XeniumCells) ->
     if outlines is not None:
         points.append(outlines.polygons.coords)
     points = [xy for xy in points if len(xy)]
-    (x0, y0), (x1, y1) = (of([of(xy, axis=0) for xy in points], axis=0) for of in (np.min, np.max))
+    x0, y0, x1, y1 = (of([of(xy[:, axis]) for xy in points]) for of in (np.min, np.max) for axis in (0, 1))
     return Polygons.from_rings([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], [0, 4])
 
 
 def _inside(polygons: Polygons, size: tuple[int, int]) -> NDArray[np.bool_]:
     """Whether the centre of each polygon is on the image."""
     center = polygons.centroid()
-    return np.asarray(((center >= 0) & (center < np.array(size))).all(axis=1))
+    x, y = center[:, 0], center[:, 1]
+    return np.asarray((x >= 0) & (x < size[0]) & (y >= 0) & (y < size[1]))
 
 
 def _all_outside(aligned: Alignment, polygons: Polygons, he: Path, size: tuple[int, int]) -> str:
@@ -222,7 +225,10 @@ def _all_outside(aligned: Alignment, polygons: Polygons, he: Path, size: tuple[i
 def _by_cell(outlines: Outlines, cells: int) -> Polygons:
     """First outline of each cell, empty where it has none."""
     first = np.flatnonzero(outlines.position == 0)
-    ordered = outlines.polygons.take(first[np.argsort(outlines.cell[first], kind="stable")])
+    order = first[np.argsort(outlines.cell[first], kind="stable")]
+    ordered = outlines.polygons
+    if not np.array_equal(order, np.arange(len(ordered))):
+        ordered = ordered.take(order)
     rings = np.zeros(cells, np.int64)
     rings[outlines.cell[first]] = 1
     return Polygons(ordered.coords, ordered.ring_offsets, np.r_[0, np.cumsum(rings)].astype(np.int64))

@@ -212,6 +212,11 @@ class XeniumBundle:
             if not masks.is_file():
                 raise InputError(f"expected {CELLS_ZARR} in {self.path}, found none; without masks take the polygons")
             return from_masks(self._read(masks), self.pixel_size, cell_ids)
+        if self._find(NUCLEUS_BOUNDARIES) is None and masks.is_file():
+            raise InputError(
+                f"expected {NUCLEUS_BOUNDARIES}{TABLE_SUFFIXES[0]} in {self.path}, found none; the masks are there, "
+                "take the nuclei from them: --nuclei-source masks"
+            )
         path = self._read(self._table_path(NUCLEUS_BOUNDARIES))
         nuclei = xenium_tables.read_outlines(path, cell_ids, "nuclei", self.version)
         if self.has_label_ids() or self._version.one_nucleus_each:

@@ -145,5 +145,7 @@ def _to_um(root: Any, pixel_size: float) -> NDArray[np.float64]:
     scale = np.sqrt(abs(np.linalg.det(matrix[:2, :2])))
     # it takes µm to pixels; written the other way round by some, and as the identity by others
     if abs(scale * pixel_size - 1) < 0.01:
-        return np.asarray(np.linalg.inv(matrix))
-    return matrix if abs(scale / pixel_size - 1) < 0.01 else plain
+        matrix = np.asarray(np.linalg.inv(matrix))
+    elif abs(scale / pixel_size - 1) >= 0.01:
+        return plain
+    return plain if np.allclose(matrix, plain, rtol=1e-5, atol=1e-9) else matrix  # its 32 bits are too few
