@@ -11,6 +11,7 @@ from qupath.qupath_objects import discs, geometry_objects, many, same
 from stqp.polygons import Polygons
 from stqp.qupath.objects import PathObjects
 from stqp.qupath.ownership import (
+    _sorted_vertices,
     corrected,
     object_uuid,
     object_uuids,
@@ -152,3 +153,15 @@ def test_the_projects_colour_goes_into_the_objects(tmp_path):
         project.add_image(slide).write_objects(new)
     with QuPathProject.open(tmp_path / "p", "r") as project:
         assert project.entries[0].read_objects().class_colors == {"A": (1, 2, 3)}
+
+
+def test_sorted_vertices_are_those_of_a_plain_sort():
+    rng = np.random.default_rng(0)
+    length = rng.integers(0, 9, 500)
+    starts = np.r_[0, np.cumsum(length)]
+    vertices = (rng.normal(size=(starts[-1], 2)) * rng.choice([1e-3, 1, 1e5], (starts[-1], 1))).astype(np.float32)
+    vertices[rng.random(len(vertices)) < 0.2] *= np.float32(-0.0)
+    vertices[rng.random(len(vertices)) < 0.3, 0] = 5
+    plain = vertices + np.float32(0)
+    order = np.lexsort((plain[:, 1], plain[:, 0], np.repeat(np.arange(500), length)))
+    assert plain[order].tobytes() == _sorted_vertices(vertices, starts).tobytes()
