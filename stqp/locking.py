@@ -75,7 +75,10 @@ def _put(path: Path, content: str) -> bool:
     """Make a lock, with its content from its first moment where the file system has links; False if there is one."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
-        temporary.write_text(content)
+        with temporary.open("w") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.link(temporary, path)
     except FileExistsError:
         return False

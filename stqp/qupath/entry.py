@@ -252,7 +252,8 @@ class ProjectEntry:
         files.write_bytes(self.folder / "thumbnail.jpg", buffer.getvalue())
 
     def _server_json(self) -> bytes:
-        return json_bytes(self._project.version.server_json(self._json["serverBuilder"]))
+        version = self._project.version
+        return json_bytes(version.server_json(self._json["serverBuilder"]), version.server_json_indent)
 
     def mark_server_changed(self) -> None:
         """Have the server builder written at the next save."""

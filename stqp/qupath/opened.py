@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import time
@@ -256,16 +257,16 @@ class OpenedProject:
         if self._closed:
             return
         self._closed = True
-        held = self._lock is not None
         try:
-            if held:
+            if self._lock is not None:
                 self._rollback()
                 if not self._existed:
                     self._remove_own_parts()
         finally:
             self._release()
-            if self._created_folder and held:
-                shutil.rmtree(self.folder, ignore_errors=True)
+            if self._created_folder:
+                with contextlib.suppress(OSError):  # somebody put something there: not to be deleted
+                    self.folder.rmdir()
 
     def _remove_own_parts(self) -> None:
         for part in _OWN_PARTS:

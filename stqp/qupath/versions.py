@@ -107,6 +107,11 @@ class QuPathVersion:
             return {"builder": dict(builder), "metadata": builder.get("metadata")}
         return {key: value for key, value in builder.items() if key != "builderType"}
 
+    @property
+    def server_json_indent(self) -> int | None:
+        """Spaces by which it indents ``server.json``, None for one line."""
+        return 2 if self._from(0, 6) else None
+
     def head(self, server_builder: Mapping[str, Any]) -> dict[str, Any]:
         """Make the JSON at the head of a new ``data.qpdata``."""
         return {"dataVersion": 3, "qupathVersion": self.text, "server": dict(server_builder)}

@@ -154,6 +154,44 @@ def test_killed_or_cut_from_power_at_every_step(original, images, tmp_path):
     assert len(outcomes) > 60 and outcomes.count(True) > 5
 
 
+def create(folder, image):
+    with QuPathProject.open(folder, "x") as project, open_slide(image, 0.5) as slide:
+        project.add_image(slide).write_objects(OLD)
+
+
+@pytest.mark.parametrize("what", ["kill", "power", "full", "full once"])
+def test_making_a_project_stopped_at_every_step(images, tmp_path, what):
+    made = []
+    for at in range(300):
+        folder = tmp_path / f"{at}"
+
+        def work(arm, folder=folder):
+            arm()
+            create(folder, images[0])
+
+        code = steps.run(work, at, what, tmp_path / "log")
+        assert code != steps.BROKEN, (tmp_path / "log").read_text()
+        try:
+            if code == steps.REFUSED:
+                assert not folder.exists()
+            made.append((folder / "project.qpproj").exists())
+            if not made[-1]:
+                create(folder, images[0])
+            with QuPathProject.open(folder, "r+") as project:
+                assert len(project.entry("a.png").read_objects()) == len(OLD)
+                project.entry("a.png").description = "x"
+            left = {n for n in names(folder) if "/." in n or n.startswith(".") or n.endswith((".bkp", ".part"))}
+            assert not left and len(list((folder / "data").iterdir())) == 1
+        except BaseException:
+            print(f"stopped at step {at}", sorted(names(folder)))
+            raise
+        if code == 0:
+            break
+    assert made[-1] and not made[0]
+    if what != "full once":  # which some steps get over
+        assert made == sorted(made)
+
+
 @pytest.mark.parametrize("what", ["full", "full once"])
 def test_a_disk_that_is_full_at_every_step(original, images, tmp_path, what):
     before, refused = contents(original), 0
