@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stqp import files
 from stqp.errors import InputError
 from stqp.polygons import Polygons
-from stqp.qupath.objects import ObjectKind, PathObjects, RoiKind, random_ids
+from stqp.qupath.objects import Mask, ObjectKind, PathObjects, RoiKind, random_ids
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,8 @@ FIXED = (
 _PLANE = ("plane_c", "plane_z", "plane_t")
 _KINDS = {kind.name.lower(): int(kind) for kind in ObjectKind}
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_LINES, _AREAS = ("LineString", "MultiLineString", "Point", "MultiPoint"), ("Polygon", "MultiPolygon")
+# shapely's numbers of types
+_POINTS, _LINES, _AREAS = (0, 4), (1, 5), (3, 6)
 
 
 def shapes(objects: PathObjects) -> NDArray[np.object_]:
@@ -214,12 +215,12 @@ def _from_columns(
     import shapely
     from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-    types = np.array([None if g is None else g.geom_type for g in geometry.tolist()], object)
-    wrong = ~np.isin(types.astype(str), [*_AREAS, *_LINES])
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        raise InputError(f"{path} has in row {row + 1} {types[row] or 'no geometry'}; expected areas, lines or points")
-    lines = _line_runs(geometry, np.isin(types, _LINES))
+    types = shapely.get_type_id(geometry)
+    lines, points, areas = np.isin(types, _LINES), np.isin(types, _POINTS), np.isin(types, _AREAS)
+    if not (lines | points | areas).all():
+        row = int(np.flatnonzero(~(lines | points | areas))[0])
+        found = "no geometry" if types[row] < 0 else geometry[row].geom_type
+        raise InputError(f"{path} has in row {row + 1} {found}; expected areas, lines or points")
     kinds = [str(k).lower() for k in columns["kind"]] if "kind" in columns else ["annotation"] * len(geometry)
     if unknown := sorted(set(kinds) - set(_KINDS)):
         raise InputError(f"{path} has the kind {unknown[0]!r}; expected one of {', '.join(_KINDS)}")
@@ -244,7 +245,7 @@ def _from_columns(
         probability=columns["probability"].to_numpy(np.float64, na_value=np.nan) if "probability" in columns else None,
         locked=columns["locked"].fillna(False).to_numpy(bool) if "locked" in columns else False,
         nuclei=None if nucleus is None else Polygons.from_shapely(nucleus),
-        lines=lines,
+        lines=_line_runs(geometry, lines, points),
         metadata=metadata,
         measurements=measurements,
     )
@@ -254,27 +255,37 @@ def _from_columns(
     for axis, name in enumerate(_PLANE):
         if name in columns:
             objects.plane[:, axis] = columns[name].fillna(-1 if axis == 0 else 0).to_numpy(np.int32)
-    marked = np.isin(types, ("Point", "MultiPoint"))
-    objects.roi_kind[marked] = RoiKind.POINTS
-    boxes = (types == "Polygon") & (shapely.get_num_coordinates(geometry) == 5)
+    objects.roi_kind[points] = RoiKind.POINTS
+    boxes = (types == shapely.GeometryType.POLYGON) & (shapely.get_num_coordinates(geometry) == 5)
     boxes[boxes] = shapely.equals(geometry[boxes], shapely.envelope(geometry[boxes]))
     objects.roi_kind[boxes] = RoiKind.RECTANGLE
     return _within(objects, ids, _texts(columns["parent"])) if "parent" in columns else objects
 
 
-def _line_runs(geometry: NDArray[np.object_], mask: NDArray[np.bool_]) -> Polygons | None:
+def _line_runs(geometry: NDArray[np.object_], lines: Mask, points: Mask) -> Polygons | None:
     """Vertices of lines and points in the ragged layout; all points of one object are one run."""
     import shapely
 
-    if not mask.any():
+    if not (lines | points).any():
         return None
-    result = []
-    for shape, wanted in zip(geometry.tolist(), mask.tolist(), strict=True):
-        parts = shapely.get_parts(shape) if wanted and shape.geom_type == "MultiLineString" else [shape]
-        coords = [shapely.get_coordinates(part) for part in parts] if wanted else []
-        offsets = np.cumsum([0, *(len(c) for c in coords)])
-        result.append(Polygons(np.concatenate([np.empty((0, 2)), *coords]), offsets, np.array([0, len(coords)])))
-    return Polygons.concatenate(result)
+    n = len(geometry)
+    parts, owner = shapely.get_parts(_only(geometry, lines), return_index=True)
+    coords, part = shapely.get_coordinates(parts, return_index=True)
+    drawn = Polygons(coords, _ends(np.bincount(part, minlength=len(parts))), _ends(np.bincount(owner, minlength=n)))
+    coords, owner = shapely.get_coordinates(_only(geometry, points), return_index=True)
+    counts = np.bincount(owner, minlength=n)
+    marked = Polygons(coords, _ends(counts[counts > 0]), _ends(counts > 0))
+    return Polygons.concatenate([drawn, marked]).take(np.arange(n) + np.where(points, n, 0))
+
+
+def _only(geometry: NDArray[np.object_], mask: Mask) -> NDArray[np.object_]:
+    chosen = geometry.copy()
+    chosen[~mask] = None
+    return chosen
+
+
+def _ends(counts: NDArray[Any]) -> NDArray[np.int64]:
+    return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
 
 
 def _within(objects: PathObjects, ids: NDArray[np.object_], parents: NDArray[np.object_]) -> PathObjects:
