@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,10 @@ _POINTS = (GEOMETRIES["Point"], GEOMETRIES["MultiPoint"])
 _LINES = (GEOMETRIES["LineString"], GEOMETRIES["MultiLineString"])
 _AREAS = (GEOMETRIES["Polygon"], GEOMETRIES["MultiPolygon"])
 _REMEMBERED = 1000
+_ROOM = 4096
+_NONE = array("q", [-1]) * _ROOM
+_PLANES = array("i", [-1, 0, 0]) * _ROOM
+_NAN = array("d", [np.nan]) * _ROOM
 
 
 class Features:
@@ -46,6 +51,7 @@ class Features:
         self.ids: list[str | None] = []
         self.names: list[str | None] = []
         self.classes: list[str | None] = []
+        self._count = 0
         self.class_colors: dict[str, RGB] = {}
         self._same: dict[str, str] = {}  # most texts are the same in many objects: one string for all
         # features with the same names share one list of values
@@ -54,19 +60,35 @@ class Features:
 
     def __len__(self) -> int:
         """Count the features."""
-        return len(self.kind)
+        return self._count
 
     def append(self, parent: int) -> int:
         """Add a feature of which nothing is known; its position."""
+        i = self._count
+        if i == len(self.kind):
+            self._grow()
+        self.parent[i] = parent
+        self._count = i + 1
+        return i
+
+    def _grow(self) -> None:
+        """Make room for many: one call for each column and feature would take as long as reading it."""
         for flags in (self.kind, self.locked, self.missing, self.ellipse):
-            flags.append(0)
-        self.parent.append(parent)
-        self.colors.append(-1)
-        self.plane.extend((-1, 0, 0))
-        self.probability.append(np.nan)
+            flags.extend(bytes(_ROOM))
+        for numbers in (self.parent, self.colors):
+            numbers.extend(_NONE)
+        self.plane.extend(_PLANES)
+        self.probability.extend(_NAN)
         for texts in (self.ids, self.names, self.classes):
-            texts.append(None)
-        return len(self.kind) - 1
+            texts.extend([None] * _ROOM)
+
+    def trim(self) -> None:
+        """Give back the room that is not used."""
+        n = self._count
+        columns: tuple[Any, ...] = (self.kind, self.locked, self.missing, self.ellipse, self.parent, self.colors)
+        for column in (*columns, self.probability, self.ids, self.names, self.classes):
+            del column[n:]
+        del self.plane[3 * n :]
 
     def measure(self, i: int, values: Mapping[str, float]) -> None:
         """Add measurements of a feature; TypeError when one is no number."""
@@ -112,6 +134,7 @@ def built(features: Features, store: CoordinateStore, split: bool) -> PathObject
         When coordinates are not those of their type.
     """
     n = len(features)
+    features.trim()
     coordinates = store.finish()
     areas, lines, points = _shapes(features.outlines, coordinates, n)
     nuclei, _, _ = _shapes(features.nuclei, coordinates, n)

@@ -19,6 +19,7 @@ _COORDINATES = re.compile(rb'"coordinates"\s*:\s*(\[[\[\]0-9eE+\-., \t\r\n]*\])'
 _IS_NUMERIC = bytes(b in b"0123456789+-.eE" for b in range(256))
 _OTHERS = b"[], \t\r\n"
 _BAD = -1
+_PIECE = 1 << 20
 
 
 class Parts(NamedTuple):
@@ -41,7 +42,8 @@ class CoordinateStore:
 
     def __init__(self) -> None:
         self.count = 0
-        self._xy: list[NDArray[np.float64]] = []
+        self._xy = np.empty((1 << 16, 2))
+        self._used = 0
         self._levels: list[NDArray[np.int8]] = []
         self._positions: list[Ints] = []
         self._depths: list[NDArray[np.int8]] = []
@@ -95,19 +97,19 @@ class CoordinateStore:
             xy, levels = np.empty((0, 2)), np.empty(0, np.int8)
             positions, depths = np.zeros(1, np.int64), np.full(1, _BAD, np.int8)
         self.count += len(texts)
-        self._xy.append(xy)
+        stop = self._used + len(xy)
+        if stop > len(self._xy):  # grows in place, where blocks would have to be joined in the end
+            self._xy.resize((stop + stop // 2, 2), refcheck=False)
+        self._xy[self._used : stop] = xy
+        self._used = stop
         self._levels.append(levels)
         self._positions.append(positions)
         self._depths.append(depths)
 
     def finish(self) -> Coordinates:
-        """All that was read."""
-        xy = np.empty((sum(map(len, self._xy)), 2))
-        stop = len(xy)
-        while self._xy:  # a block is let go as soon as it is copied
-            block = self._xy.pop()
-            xy[stop - len(block) : stop] = block
-            stop -= len(block)
+        """All that was read; the store is then empty."""
+        xy, self._xy = self._xy, np.empty((0, 2))
+        xy.resize((self._used, 2), refcheck=False)
         levels = np.concatenate(self._levels) if self._levels else np.empty(0, np.int8)
         positions = np.concatenate(self._positions) if self._positions else np.empty(0, np.int64)
         depths = np.concatenate(self._depths) if self._depths else np.empty(0, np.int8)
@@ -133,7 +135,10 @@ class Coordinates(NamedTuple):
     depths: NDArray[np.int8]
 
     def parts(self, geometries: Ints, owner: Ints, n: int, rings: bool) -> Parts:
-        """Runs of geometries that belong to `n` owners; those of one owner behind each other."""
+        """Runs of geometries that belong to `n` owners; those of one owner behind each other.
+
+        Geometries that stand side by side are changed in place: this can be asked for each but once.
+        """
         order = np.argsort(owner, kind="stable")
         geometries, owner = geometries[order], owner[order]
         lengths = np.diff(self.offsets)[geometries]
@@ -147,12 +152,25 @@ class Coordinates(NamedTuple):
         levels[places[lengths > 0]] = 2
         starts = np.flatnonzero(levels > 0)
         offsets = np.append(starts, len(xy)).astype(np.int64)
-        runs = Polygons(xy, offsets, np.arange(len(offsets), dtype=np.int64))
         if rings:
-            runs = Polygons.from_rings(runs.coords, offsets)
+            xy, offsets = _opened(xy, offsets)
         counts = np.bincount(np.repeat(owner, lengths)[starts], minlength=n)
         geom_offsets = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
-        return Parts(Polygons(runs.coords, runs.ring_offsets, geom_offsets), levels[starts] > 1)
+        return Parts(Polygons(xy, offsets, geom_offsets), levels[starts] > 1)
+
+
+def _opened(xy: NDArray[np.float64], offsets: Ints) -> tuple[NDArray[np.float64], Ints]:
+    """Take the repeated last vertices out of rings, in place: the coordinates are most of what a file is."""
+    first, last = offsets[:-1], offsets[1:] - 1
+    closed = (last > first) & (xy[first] == xy[last]).all(axis=1)
+    keep = np.ones(len(xy), bool)
+    keep[last[closed]] = False
+    place = 0
+    for start in range(0, len(xy), _PIECE):
+        kept = xy[start : start + _PIECE][keep[start : start + _PIECE]]
+        xy[place : place + len(kept)] = kept
+        place += len(kept)
+    return xy[:place], np.concatenate(([0], np.cumsum(np.diff(offsets) - closed))).astype(np.int64)
 
 
 def _parsed(text: bytes, number: int) -> tuple[NDArray[np.float64], NDArray[np.int8], Ints, NDArray[np.int8]]:
