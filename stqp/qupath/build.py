@@ -36,9 +36,22 @@ _PATTERNS_AT_MOST = 32
 
 def factorize(values: Iterable[Any]) -> tuple[NDArray[np.int64], list[Any]]:
     """Codes and distinct values, in order of first use."""
-    seen: dict[Any, int] = {}
-    codes = np.array([seen.setdefault(v, len(seen)) for v in values], dtype=np.int64)
-    return codes, list(seen)
+    items = values if isinstance(values, list) else list(values)
+    distinct = list(dict.fromkeys(items))
+    return _codes(items, distinct), distinct
+
+
+def _codes(items: list[Any], distinct: list[Any]) -> NDArray[np.int64]:
+    position = {value: code for code, value in enumerate(distinct)}
+    return np.fromiter(map(position.__getitem__, items), np.int64, len(items))
+
+
+def factorize_rows(rows: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Codes of equal rows of bytes, in order of first use, and where each is first."""
+    _, first, codes = np.unique(rows.view(f"V{rows.shape[1]}").reshape(-1), return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[codes], np.sort(first)
 
 
 class Plan:
@@ -70,16 +83,22 @@ class Plan:
         self.shared: dict[str, tuple[NDArray[np.int64], list[str | None]]] = {}
         self.own: dict[str, Objects] = {}
         for key, column in objects.metadata.items():
-            codes, texts = factorize(column.tolist())
+            items = column.tolist()
+            texts = list(dict.fromkeys(items))
             if len(texts) <= _SHARED_AT_MOST and len(texts) < max(n // 2, 2):
-                self.shared[key] = (codes, texts)
+                self.shared[key] = (_codes(items, texts), texts)
             else:
                 self.own[key] = column
         self.measurement_names = list(objects.measurements)
         present = np.zeros((n, len(self.measurement_names)), bool)
         for k, values in enumerate(objects.measurements.values()):
             present[:, k] = ~np.isnan(values)
-        self.pattern_codes, rows = factorize(row.tobytes() for row in present)
+        if present.all():
+            self.pattern_codes, rows = np.zeros(n, np.int64), [present[0].tobytes()] if n else []
+        else:
+            packed = np.packbits(present, axis=1)
+            self.pattern_codes, first = factorize_rows(packed)
+            rows = [present[i].tobytes() for i in first]
         self.patterns = [np.flatnonzero(np.frombuffer(row, bool)) for row in rows]
         if len(rows) > _PATTERNS_AT_MOST:
             # each list of names costs bytes; with this many, an object may have a NaN for what it lacks
@@ -253,7 +272,9 @@ def check(objects: PathObjects) -> None:
         short = int((np.diff(polygons.ring_offsets) < 3).sum())
         if short:
             raise UsageError(f"{short} rings have fewer than 3 vertices; expected polygons")
-        if not np.isfinite(polygons.coords).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = polygons.coords.sum()  # finite when all are, and takes no memory
+        if not np.isfinite(total) and not np.isfinite(polygons.coords).all():
             raise UsageError("some coordinates are not finite numbers")
     lines = objects.lines
     if lines is not None and not (np.isfinite(lines.coords).all() and (np.diff(lines.ring_offsets) > 0).all()):
@@ -263,8 +284,10 @@ def check(objects: PathObjects) -> None:
     if len(set(objects.ids.tolist())) != len(objects):
         raise UsageError("some object ids occur twice; expected a UUID for each")
     for what, column in [*objects.metadata.items(), ("name", objects.names), ("id", objects.ids)]:
-        # a character takes up to 6 bytes
-        longest = max((len(encode(t)) for t in column.tolist() if t is not None and len(t) > 10_000), default=0)
+        texts = list(filter(None, column.tolist()))
+        if max(map(len, texts), default=0) <= 10_000:
+            continue  # a character takes up to 6 bytes
+        longest = max(len(encode(t)) for t in texts if len(t) > 10_000)
         if longest > 0xFFFF:
             raise UsageError(f"a text of {what!r} has {longest} bytes; at most 65535 can be written")
     if ID_KEY in objects.metadata:

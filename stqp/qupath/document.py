@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stqp import files
+from stqp.errors import UsageError
 from stqp.qupath.build import Plan
+from stqp.qupath.carry import CarryingWriter
+from stqp.qupath.columns import Assembly
 from stqp.qupath.decode import Budget, Parts, Rows
 from stqp.qupath.javanodes import Block, Instance, Node, StreamError
-from stqp.qupath.javawriter import Writer
 from stqp.qupath.layout import KINDS, Vocabulary
-from stqp.qupath.objects import ObjectKind, PathObjects
+from stqp.qupath.objects import ObjectKind, Objects, PathObjects
 from stqp.qupath.pack import Fresh
 from stqp.qupath.runs import Run
 
@@ -34,7 +37,7 @@ class Document:
         self.vocabulary = vocabulary
         self._old_handles = old_handles
         self._dropped: set[Node] = set()
-        self._dropped_handles: set[int] = set()
+        self._gone = np.zeros(old_handles, bool)  # handles of objects of runs
         self.from_backup = False
         self.size = 0  # of the file, in bytes
 
@@ -64,27 +67,22 @@ class Document:
 
     def objects(self) -> PathObjects:
         """All objects as columns."""
-        pieces: list[PathObjects] = []
-        parents: list[NDArray[np.int64]] = []
-        shared = Rows(Budget(self.size))
-        rows = shared.fresh()
-        for item, parts, parent, _ in self.walk():
-            if parts is not None:
-                rows.add(item, parts, parent)
-                continue
-            if len(rows):
-                pieces.append(rows.finish())
-                rows = shared.fresh()
-            pieces.append(item.objects(shared))
-            pieces[-1].parent[:] = parent
-        if len(rows):
-            pieces.append(rows.finish())
-        parents = [p.parent for p in pieces]
-        result = PathObjects.concatenate(pieces)
-        if pieces:
-            result.parent = np.concatenate(parents)
-        result.class_colors = dict(shared.colors)
-        return result
+        return self._assembly().objects()
+
+    def ids(self) -> Objects:
+        """Ids of all objects, None where one has none; object (n,)."""
+        return self._assembly().ids()
+
+    def _assembly(self) -> Assembly:
+        runs: list[tuple[Run, int, int]] = []
+        singles, places = Rows(Budget(self.size)), []
+        for item, parts, parent, index in self.walk():
+            if parts is None:
+                runs.append((item, index, parent))
+            else:
+                singles.add(item, parts, parent)
+                places.append(index)
+        return Assembly(runs, singles, places)
 
     def drop(self, mask: NDArray[np.bool_]) -> None:
         """Take objects out; children of theirs that stay move to their parent."""
@@ -93,7 +91,7 @@ class Document:
         for item, parts, parent, index in reversed(items):
             if parts is None:
                 item.keep(~mask[index : index + len(item)])
-                self._dropped_handles.update(item.dropped_handles())
+                self._gone[item.gone()] = True
                 families.setdefault(parent, []).append([item])
                 continue
             own = [i for group in reversed(families.pop(index, [])) for i in group]
@@ -106,6 +104,42 @@ class Document:
                 families.setdefault(parent, []).append([item])
         own = [i for group in reversed(families.pop(-1, [])) for i in group]
         _set_children(self.root, Parts(self.root), own)
+
+    def replace(self, index: NDArray[np.int64], new: PathObjects) -> None:
+        """Put new objects in the place of some; all others, and children, stay where they are.
+
+        Parameters
+        ----------
+        index : (k,)
+            Positions in the order of `objects`, each once.
+        new
+            ``k`` objects, whose parents do not count.
+
+        Raises
+        ------
+        UsageError
+            When the new objects cannot be written, or `index` does not fit.
+        """
+        plan = Plan(dataclasses.replace(new, parent=np.full(len(new), -1, np.int64)), self.vocabulary)
+        items = list(self.walk())
+        total = items[-1][3] + (len(items[-1][0]) if items[-1][1] is None else 1) if items else 0
+        at = np.asarray(index, np.int64)
+        if len(at) != len(new) or len(np.unique(at)) != len(at) or ((at < 0) | (at >= total)).any():
+            raise UsageError(f"expected {len(new)} different positions among {total} objects, one for each new object")
+        chosen = np.full(total, -1, np.int64)
+        chosen[at] = np.arange(len(at))
+        swapped: dict[int, dict[int, Instance]] = {}
+        for item, parts, parent, position in reversed(items):
+            if parts is None:
+                item.replace(plan, chosen[position : position + len(item)])
+                self._gone[item.gone()] = True
+                continue
+            children = _swapped(item, parts, swapped.pop(position, {}))
+            if chosen[position] >= 0:
+                self._dropped.add(item)
+                node = plan.node(int(chosen[position]), children, _count(children))
+                swapped.setdefault(parent, {})[id(item)] = node
+        _swapped(self.root, Parts(self.root), swapped.pop(-1, {}))
 
     def append(self, new: PathObjects) -> None:
         """Add objects to the root, after those present."""
@@ -143,41 +177,8 @@ class Document:
         backup_of(path).unlink(missing_ok=True)
 
     def _refuse(self, node: Node) -> None:
-        if node in self._dropped or node.handle in self._dropped_handles:
+        if node in self._dropped or (node.handle >= 0 and self._gone[node.handle]):
             raise StreamError("something else in it refers to an object that is to be replaced")
-
-
-class CarryingWriter(Writer):
-    """A writer that also knows where the nodes of the stream that was read went.
-
-    Parameters
-    ----------
-    sink, refuse
-        As for `Writer`.
-    old_handles
-        Number of handles in the stream that was read.
-    """
-
-    def __init__(self, sink: Callable[[bytes], Any], refuse: Callable[[Node], None], old_handles: int):
-        super().__init__(sink, refuse)
-        self.moved = np.full(old_handles, -1, np.int64)
-
-    def placed(self, node: Node) -> int:
-        """Handle of a node that is already written, or -1."""
-        return int(self.moved[node.handle]) if node.handle >= 0 else self.handles.get(node, -1)
-
-    def number(self, node: Node) -> None:
-        """Give a node the next handle."""
-        if node.handle >= 0:
-            self.moved[node.handle] = self.next_handle
-            self.next_handle += 1
-        else:
-            super().number(node)
-
-    def reset(self) -> None:
-        """Forget all handles."""
-        super().reset()
-        self.moved[:] = -1
 
 
 def backup_of(path: Path) -> Path:
@@ -212,6 +213,14 @@ def _family(
 
 def _count(children: list[Any]) -> int:
     return sum(len(c) if isinstance(c, (Run, Fresh)) else 1 for c in children)
+
+
+def _swapped(node: Instance, parts: Parts, others: dict[int, Instance]) -> list[Any]:
+    """Children of an object, after some were swapped for others, by the identity of the old ones."""
+    if others:
+        children = node.data[parts.start : parts.stop]
+        node.data[parts.start : parts.stop] = [others.get(id(child), child) for child in children]
+    return node.data[parts.start : parts.stop]
 
 
 def _set_children(node: Instance, parts: Parts, children: list[Any]) -> None:

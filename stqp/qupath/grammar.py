@@ -1,10 +1,10 @@
-"""The layout of a leaf object in a .qpdata stream, matched at many places of the file in step."""
+"""Learning the layout of leaf objects of a .qpdata stream from one of them, and recognising their neighbours."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,296 +20,289 @@ from stqp.qupath.layout import (
     RECTANGLE,
     STATS,
 )
-from stqp.qupath.objects import Mask, ObjectKind
+from stqp.qupath.objects import ObjectKind
+from stqp.qupath.ragged import Ints
+from stqp.qupath.shapes import Ring, Segment, Shape, Slot, TextSlot
 
-Ints = NDArray[np.int64]
 _OBJECT_ARRAY = "[Ljava.lang.Object;"
 _DOUBLE_LIST = FLOAT_LIST.replace("FloatList", "DoubleList")
 _STATS_BYTES = 60
 _MOST_KEYS, _MOST_MEASUREMENTS = 64, 512
+_ID_LENGTH = 36
+_MOST_SHAPES, _USUAL = 4096, 4
 
 
-@dataclass
-class TextColumn:
-    """A text of each object: its place and length, or the handle it refers to; -1 where not so."""
-
-    start: Ints
-    length: Ints
-    handle: Ints
+class _Other(Exception):
+    """The object is of no layout that is matched."""
 
 
-@dataclass
-class RingColumn:
-    """A ring of each object: vertices, and where their x and y begin."""
-
-    count: Ints
-    x: Ints
-    y: Ints
-
-
-class _Cursor:
-    """Positions in the file, one for each object, that advance together."""
-
-    def __init__(self, data: NDArray[np.uint8], starts: Ints, handles: Mapping[str, int]):
-        self.data = data
-        self.pos = starts.astype(np.int64)
-        self.ok = np.ones(len(starts), bool)
-        self.new = np.zeros(len(starts), np.int64)
-        self.references: list[tuple[Ints, Mask]] = []
-        self._handles = handles
-        self._limit = len(data) - 128
-
-    def advance(self, lengths: Ints | int, where: Mask) -> None:
-        """Go on; beyond the end of the file nothing matches."""
-        self.pos = self.pos + np.where(where, lengths, 0)
-        late = (self.pos > self._limit + 1) | (self.pos < 0)
-        if late.any():
-            self.ok &= ~late
-            self.pos[late] = self._limit
-
-    def number(self, ahead: int = 0) -> Ints:
-        """32-bit number, unsigned."""
-        d, p = self.data, self.pos + ahead
-        high = d[p].astype(np.int64) << 24 | d[p + 1].astype(np.int64) << 16
-        return high | d[p + 2].astype(np.int64) << 8 | d[p + 3]
-
-    def tag(self) -> NDArray[np.uint8]:
-        return self.data[self.pos]
-
-    def expect(self, literal: bytes, where: Mask) -> None:
-        """Go past these bytes."""
-        got = self.data[self.pos[:, None] + np.arange(len(literal))]
-        self.ok &= (got == np.frombuffer(literal, np.uint8)).all(axis=1) | ~where
-        self.advance(len(literal), where)
-
-    def reference(self, where: Mask) -> Ints:
-        """Go past a reference; -1 where there is none."""
-        self.ok &= (self.tag() == REFERENCE) | ~where
-        handle = np.where(where, self.number(1) - BASE_HANDLE, -1)
-        self.ok &= (handle >= 0) | ~where
-        self.references.append((self.pos + 1, where))
-        self.advance(5, where)
-        return handle
-
-    def is_class(self, tag: int, name: str) -> Mask:
-        """Whether something of a class begins here."""
-        handle = self._handles.get(name, -1)
-        here = (self.tag() == tag) & (self.data[self.pos + 1] == REFERENCE)
-        return here & (self.number(2) == BASE_HANDLE + handle) & (handle >= 0)
-
-    def begin(self, tag: int, name: str, where: Mask) -> None:
-        """Go past the head of an object or array of a class."""
-        self.ok &= self.is_class(tag, name) | ~where
-        self.references.append((self.pos + 2, where))
-        self.advance(6, where)
-        self.new += where
-
-    def count(self, most: int, where: Mask) -> Ints:
-        """Go past the length of an array; 0 elsewhere."""
-        count = np.where(where, self.number(), 0)
-        self.ok &= count <= most
-        self.advance(4, where)
-        return np.where(self.ok, count, 0)
-
-    def text(self, where: Mask) -> TextColumn:
-        """Go past a text, a reference to one, or null."""
-        tag = self.tag()
-        inline, other = where & (tag == STRING), where & (tag == REFERENCE)
-        null = where & (tag == NULL_TAG)
-        self.ok &= inline | other | null | ~where
-        length = self.data[self.pos + 1].astype(np.int64) << 8 | self.data[self.pos + 2]
-        start, length = np.where(inline, self.pos + 3, -1), np.where(inline, length, -1)
-        handle = self.reference(other)
-        self.advance(3 + length, inline)
-        self.advance(1, null)
-        self.new += inline
-        return TextColumn(start, length, handle)
-
-    def ring(self, where: Mask, plane: list[Ints]) -> RingColumn:
-        """Go past a polygon."""
-        self.begin(OBJECT, POLYGON, where)
-        plane.append(self.pos)
-        self.advance(12, where)
-        self.expect(bytes([NULL_TAG]), where)
-        stats = where & self.is_class(OBJECT, STATS)
-        self.begin(OBJECT, STATS, stats)
-        self.advance(_STATS_BYTES, stats)
-        self.expect(bytes([NULL_TAG]), where & ~stats)
-        self.begin(ARRAY, "[F", where)
-        n = self.count(1 << 24, where)
-        x = self.pos
-        self.advance(4 * n, where)
-        self.begin(ARRAY, "[F", where)
-        self.ok &= self.count(1 << 24, where) == n
-        y = self.pos
-        self.advance(4 * n, where)
-        return RingColumn(n, x, y)
-
-
-@dataclass
-class Match:
-    """What was found at each place; only objects that are `ok` mean something.
-
-    Attributes
-    ----------
-    stops, new : int64 (n,)
-        Where each object ends, and how many handles it takes.
-    """
-
-    ok: Mask
-    stops: Ints
-    new: Ints
-    kind: NDArray[np.uint8]
-    name: TextColumn
-    keys: list[Ints]
-    values: list[TextColumn]
-    measurements: list[tuple[Ints, Ints]]
-    names_handle: Ints
-    value_width: Ints
-    value_count: Ints
-    value_place: Ints
-    locked_handle: Ints
-    class_handle: Ints
-    outline: RingColumn
-    is_rectangle: Mask
-    box: Ints
-    plane: Ints
-    probability: Ints
-    nucleus: RingColumn | None
-    _references: list[tuple[Ints, Mask]]
-
-    def leading(self, starts: Ints) -> int:
-        """How many objects from the first on follow each other without a gap."""
-        bad = np.flatnonzero(~self.ok)
-        n = int(bad[0]) if len(bad) else len(self.ok)
-        gaps = np.flatnonzero(self.stops[: max(n - 1, 0)] != starts[1:n])
-        return int(gaps[0]) + 1 if len(gaps) else n
-
-    def references(self, chosen: Mask) -> tuple[Ints, Ints]:
-        """Object and place of all references of the chosen objects, by object."""
-        owners, places = [], []
-        for place, where in self._references:
-            index = np.flatnonzero(where & chosen)
-            owners.append(index)
-            places.append(place[index])
-        owner, place = np.concatenate(owners), np.concatenate(places)
-        order = np.lexsort((place, owner))
-        return owner[order], place[order]
-
-
-def match(data: NDArray[np.uint8], starts: Ints, kinds: Mapping[int, ObjectKind], handles: Mapping[str, int]) -> Match:
-    """Match objects without children whose outline is a polygon or a rectangle.
+class Learner:
+    """Knows the shapes of objects without children whose outline is a polygon or a rectangle.
 
     Parameters
     ----------
     data
-        The file, and at least 128 bytes more.
-    starts : (n,)
-        Where objects may begin.
-    kinds
-        By the handle of the class.
-    handles
-        Of the classes in the file.
+        The file.
+
+    Attributes
+    ----------
+    shapes : list of Shape
+        Those met so far.
     """
-    c = _Cursor(data, starts, handles)
-    n = len(starts)
-    every = np.ones(n, bool)
-    class_of = c.number(2) - BASE_HANDLE
-    kind = np.full(n, 255, np.uint8)
-    for handle, value in kinds.items():
-        kind[class_of == handle] = value
-    c.ok &= kind != 255
-    c.references.append((c.pos + 2, every))
-    c.advance(6, every)
-    c.new += 1
-    name = c.text(every)
-    c.expect(bytes([NULL_TAG]), every)  # a colour of its own is rare
-    c.begin(OBJECT, METADATA, every)
-    c.reference(every)
-    c.begin(ARRAY, _OBJECT_ARRAY, every)
-    n_keys = c.count(_MOST_KEYS, every)
-    steps = [n_keys > k for k in range(int(n_keys[c.ok].max(initial=0)))]
-    keys = [c.reference(where) for where in steps]
-    c.begin(ARRAY, _OBJECT_ARRAY, every)
-    c.ok &= c.count(_MOST_KEYS, every) == n_keys
-    values = [c.text(where) for where in steps]
-    c.expect(bytes([END_BLOCK]), every)
 
-    c.ok &= (null := c.tag() == NULL_TAG) | (tagged := c.tag() == OBJECT)
-    c.advance(1, null)
-    singly = tagged & c.is_class(OBJECT, DEFAULT_LIST)
-    c.begin(OBJECT, DEFAULT_LIST, singly)
-    c.begin(OBJECT, ARRAY_LIST, singly)
-    size = c.count(_MOST_MEASUREMENTS, singly)
-    c.expect(bytes((BLOCK, 4)), singly)
-    c.advance(4, singly)
-    measurements = []
-    for k in range(int(size[c.ok].max(initial=0))):
-        where = singly & (size > k)
-        c.begin(OBJECT, MEASUREMENT, where)
-        place = c.pos
-        c.advance(8, where)
-        measurements.append((c.reference(where), place))
-    c.expect(bytes([END_BLOCK]), singly)
-    width = np.zeros(n, np.int64)
-    for list_name, bytes_each in ((FLOAT_LIST, 4), (_DOUBLE_LIST, 8)):
-        here = tagged & ~singly & (width == 0) & c.is_class(OBJECT, list_name)
-        width[here] = bytes_each
-        c.begin(OBJECT, list_name, here)
-    numeric = tagged & ~singly
-    c.ok &= ~numeric | (width > 0)
-    c.expect(b"\x01", numeric)  # an open list has names of its own
-    c.reference(numeric)
-    names_handle = c.reference(numeric)
-    c.begin(ARRAY, "[F", width == 4)
-    c.begin(ARRAY, "[D", width == 8)
-    value_count = c.count(1 << 20, numeric)
-    value_place = c.pos
-    c.advance(value_count * width, numeric)
+    def __init__(self, data: bytes):
+        self._data, self._bytes = data, np.frombuffer(data, np.uint8)
+        self.shapes: list[Shape] = []
+        self._codes: dict[Any, int] = {}
+        self._usual: list[int] = []
 
-    c.expect(struct.pack(">BBi", BLOCK, 4, 0), every)  # no children
-    locked = c.reference(every)
-    classified = c.text(every)
-    c.ok &= classified.length < 0
-    is_rectangle = c.is_class(OBJECT, RECTANGLE)
-    planes: list[Ints] = []
-    box_start = c.pos + 6
-    c.begin(OBJECT, RECTANGLE, is_rectangle)
-    c.advance(44, is_rectangle)
-    c.expect(bytes([NULL_TAG]), is_rectangle)
-    outline = c.ring(~is_rectangle, planes)
-    offsets = np.where(is_rectangle[:, None], [0, 40, 4], [0, 8, 4])
-    plane = np.where(is_rectangle, box_start, planes[0])[:, None] + offsets
-    c.expect(bytes((BLOCK, 8)), every)
-    probability = c.pos
-    c.advance(8, every)
-    nucleus = None
-    cell = kind == ObjectKind.CELL
-    if cell.any():
-        empty = cell & (c.tag() == NULL_TAG)
-        c.advance(1, empty)
-        nucleus = c.ring(cell & ~empty, [])
-    c.expect(bytes([END_BLOCK]), every)
-    return Match(
-        ok=c.ok,
-        stops=c.pos,
-        new=c.new,
-        kind=kind,
-        name=name,
-        keys=keys,
-        values=values,
-        measurements=measurements,
-        names_handle=names_handle,
-        value_width=width,
-        value_count=value_count,
-        value_place=value_place,
-        locked_handle=locked,
-        class_handle=classified.handle,
-        outline=outline,
-        is_rectangle=is_rectangle,
-        box=box_start + 8,
-        plane=plane,
-        probability=probability,
-        nucleus=nucleus,
-        _references=c.references,
-    )
+    def match(
+        self, starts: Ints, kinds: Mapping[int, ObjectKind], handles: Mapping[str, int], known: int
+    ) -> tuple[NDArray[np.int16], Ints, Ints]:
+        """Match objects that follow each other without a gap; new shapes are learned on the way.
+
+        Parameters
+        ----------
+        starts : (n,)
+            Where objects may begin.
+        kinds
+            By the handle of the class.
+        handles
+            Of the classes in the file, by name.
+        known
+            Handles from here on are not there yet.
+
+        Returns
+        -------
+        codes : int16 (m,)
+            Shapes of the first m objects, m <= n.
+        stops, latest : int64 (m,)
+            Where each ends, and the largest handle that it refers to of those that differ.
+        """
+        codes = np.full(len(starts), -1, np.int16)
+        stops, latest = np.zeros(len(starts), np.int64), np.zeros(len(starts), np.int64)
+        rest, waiting = np.arange(len(starts)), [*self._usual]
+        self._usual = []
+        while len(rest):
+            # the shapes of the neighbours before, then that of the first object that has none of these
+            guessed = bool(waiting)
+            code = waiting.pop(0) if guessed else self._code(int(starts[rest[0]]), kinds, handles, known)
+            if code is None:
+                break  # what comes after it is not asked for
+            found, ends, last = self.shapes[code].match(self._bytes, starts[rest])
+            if not guessed and (not len(found) or found[0]):
+                break  # numbers of x and y differ
+            if not len(found):
+                continue
+            if len(self._usual) < _USUAL:
+                self._usual.append(code)
+            chosen = rest[found]
+            codes[chosen], stops[chosen], latest[chosen] = code, ends, last
+            rest = np.delete(rest, found) if len(found) < len(rest) else rest[:0]
+        n = int(rest[0]) if len(rest) else len(starts)
+        gaps = np.flatnonzero(stops[: max(n - 1, 0)] != starts[1:n])
+        n = int(gaps[0]) + 1 if len(gaps) else n
+        return codes[:n], stops[:n], latest[:n]
+
+    def _code(self, start: int, kinds: Mapping[int, ObjectKind], handles: Mapping[str, int], known: int) -> int | None:
+        """Shape of the object that begins here; None when it is not of such a layout."""
+        try:
+            shape = _Parser(self._data, start, kinds, handles, known).parse()
+        except (_Other, IndexError, struct.error):
+            return None
+        key = shape.key()
+        if key not in self._codes:
+            if len(self.shapes) >= _MOST_SHAPES:
+                return None
+            self._codes[key] = len(self.shapes)
+            self.shapes.append(shape)
+        return self._codes[key]
+
+
+class _Parser:
+    def __init__(
+        self, data: bytes, start: int, kinds: Mapping[int, ObjectKind], handles: Mapping[str, int], known: int
+    ):
+        self.data, self.pos, self.first = data, start, start
+        self.kinds, self.handles, self.known = kinds, handles, known
+        self.holes: list[tuple[int, int]] = []
+        self.shape = Shape(ObjectKind.DETECTION)
+
+    def parse(self) -> Shape:
+        shape = self.shape
+        handle = struct.unpack_from(">I", self.data, self.pos + 2)[0] - BASE_HANDLE
+        if handle not in self.kinds:
+            raise _Other
+        shape.kind = self.kinds[handle]
+        self.literal(bytes((OBJECT,)))
+        self.fixed()
+        shape.new += 1
+        shape.name = self.text()
+        self.literal(bytes([NULL_TAG]))  # a colour of its own is rare
+        self.metadata()
+        self.measurements()
+        self.literal(struct.pack(">BBi", BLOCK, 4, 0))  # no children
+        shape.locked = self.reference()
+        shape.path_class = None if self.null() else self.reference()
+        if self.is_class(OBJECT, RECTANGLE):
+            self.begin(OBJECT, RECTANGLE)
+            shape.box = self.hole(44)
+            self.literal(bytes([NULL_TAG]))
+        else:
+            shape.outline = self.ring()
+        self.literal(bytes((BLOCK, 8)))
+        shape.probability = self.hole(8)
+        if shape.kind == ObjectKind.CELL and not self.null():
+            shape.nucleus = self.ring()
+        self.literal(bytes([END_BLOCK]))
+        self.end_segment()
+        return shape
+
+    def metadata(self) -> None:
+        self.begin(OBJECT, METADATA)
+        self.fixed()
+        self.begin(ARRAY, _OBJECT_ARRAY)
+        n = self.count(_MOST_KEYS)
+        keys = [self.fixed() for _ in range(n)]
+        self.begin(ARRAY, _OBJECT_ARRAY)
+        if self.count(_MOST_KEYS) != n:
+            raise _Other
+        self.shape.values = [(key, self.text()) for key in keys]
+        self.literal(bytes([END_BLOCK]))
+
+    def measurements(self) -> None:
+        shape = self.shape
+        if self.null():
+            return
+        if self.is_class(OBJECT, DEFAULT_LIST):
+            self.begin(OBJECT, DEFAULT_LIST)
+            self.begin(OBJECT, ARRAY_LIST)
+            size = self.count(_MOST_MEASUREMENTS)
+            self.literal(bytes((BLOCK, 4)))
+            self.hole(4)
+            for _ in range(size):
+                self.begin(OBJECT, MEASUREMENT)
+                place = self.hole(8)
+                shape.measurements.append((self.fixed(), place))
+            self.literal(bytes([END_BLOCK]))
+            return
+        shape.width = 4 if self.is_class(OBJECT, FLOAT_LIST) else 8
+        self.begin(OBJECT, FLOAT_LIST if shape.width == 4 else _DOUBLE_LIST)
+        self.literal(b"\x01")  # an open list has names of its own
+        self.fixed()
+        shape.names = self.fixed()
+        self.begin(ARRAY, "[F" if shape.width == 4 else "[D")
+        shape.count = self.count(8 * _MOST_MEASUREMENTS)
+        shape.numbers = self.hole(shape.width * shape.count)
+
+    def ring(self) -> Ring:
+        self.begin(OBJECT, POLYGON)
+        plane = self.hole(12)
+        self.literal(bytes([NULL_TAG]))
+        if not self.null():
+            self.begin(OBJECT, STATS)
+            self.hole(_STATS_BYTES)
+        self.begin(ARRAY, "[F")
+        x = self.jump(4, 4)
+        self.begin(ARRAY, "[F")
+        return Ring(x, self.jump(4, 4, equal=True), plane)
+
+    def take(self, size: int) -> bytes:
+        raw = self.data[self.pos : self.pos + size]
+        if len(raw) != size:
+            raise _Other
+        self.pos += size
+        return raw
+
+    def literal(self, expected: bytes) -> None:
+        if self.take(len(expected)) != expected:
+            raise _Other
+
+    def here(self) -> Slot:
+        return Slot(len(self.shape.segments), self.pos - self.first)
+
+    def hole(self, size: int) -> Slot:
+        slot = self.here()
+        self.holes.append((slot.offset, size))
+        self.take(size)
+        return slot
+
+    def null(self) -> bool:
+        """Go past null, if it is there."""
+        found = self.data[self.pos] == NULL_TAG
+        self.pos += found
+        return found
+
+    def handle(self) -> int:
+        self.literal(bytes((REFERENCE,)))
+        number: int = struct.unpack_from(">I", self.data, self.pos)[0] - BASE_HANDLE
+        if not 0 <= number < self.known:
+            raise _Other
+        return number
+
+    def fixed(self) -> int:
+        """Go past a reference that all objects have."""
+        number = self.handle()
+        self.shape.fixed.append((self.here(), number))
+        self.take(4)
+        return number
+
+    def reference(self) -> Slot:
+        """Go past a reference that may differ."""
+        self.handle()
+        slot = self.hole(4)
+        self.shape.open.append(slot)
+        return slot
+
+    def is_class(self, tag: int, name: str) -> bool:
+        handle = self.handles.get(name, -1)
+        expected = struct.pack(">BBI", tag, REFERENCE, BASE_HANDLE + max(handle, 0))
+        return handle >= 0 and self.data[self.pos : self.pos + 6] == expected
+
+    def begin(self, tag: int, name: str) -> None:
+        """Go past the head of an object or array of a class."""
+        if not self.is_class(tag, name):
+            raise _Other
+        self.take(1)
+        self.fixed()
+        self.shape.new += 1
+
+    def count(self, most: int) -> int:
+        """Go past a length that all objects have."""
+        number: int = struct.unpack_from(">i", self.data, self.pos)[0]
+        if not 0 <= number <= most:
+            raise _Other
+        self.take(4)
+        return number
+
+    def text(self) -> TextSlot:
+        tag = self.data[self.pos]
+        if tag == NULL_TAG:
+            self.pos += 1
+            return TextSlot(None)
+        if tag == REFERENCE:
+            return TextSlot(self.reference(), reference=True)
+        self.literal(bytes((STRING,)))
+        self.shape.new += 1
+        length = struct.unpack_from(">H", self.data, self.pos)[0]
+        if length != _ID_LENGTH:
+            return TextSlot(Slot(self.jump(2, 1), 0))
+        self.take(2)
+        return TextSlot(self.hole(_ID_LENGTH), length=_ID_LENGTH)
+
+    def jump(self, size: int, unit: int, equal: bool = False) -> int:
+        """Go past a number and as many units of bytes; the segment that ends between them."""
+        number: int = struct.unpack_from(">H" if size == 2 else ">i", self.data, self.pos)[0]
+        if number < 0:
+            raise _Other
+        self.hole(size)
+        segment = len(self.shape.segments)
+        self.end_segment(unit, size, equal)
+        self.take(number * unit)
+        self.first = self.pos
+        return segment
+
+    def end_segment(self, unit: int = 0, size: int = 0, equal: bool = False) -> None:
+        template = np.frombuffer(self.data[self.first : self.pos], np.uint8)
+        self.shape.segments.append(Segment(template, self.holes, unit, size, equal))
+        self.holes = []

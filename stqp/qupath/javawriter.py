@@ -53,7 +53,7 @@ class Writer:
         Is asked before an object is written; may raise.
     """
 
-    def __init__(self, sink: Callable[[bytes], Any], refuse: Callable[[Node], None] | None = None):
+    def __init__(self, sink: Callable[[Any], Any], refuse: Callable[[Node], None] | None = None):
         self._sink = sink
         self._refuse = refuse
         self.out = bytearray()
@@ -71,6 +71,22 @@ class Writer:
         if len(self.out) > above:
             self._sink(bytes(self.out))
             self.out.clear()
+
+    def raw(self, data: Any) -> None:
+        """Hand over bytes that come after all that is written, which are not copied."""
+        self.flush(0)
+        self._sink(memoryview(data))
+
+    def apart(self, node: Node) -> bytes:
+        """Bytes of a node, with the next handles, which are not handed over."""
+        pieces: list[bytes] = []
+        out, sink = self.out, self._sink
+        self.out, self._sink = bytearray(), pieces.append
+        try:
+            self.contents([node])
+            return b"".join(pieces) + bytes(self.out)
+        finally:
+            self.out, self._sink = out, sink
 
     def placed(self, node: Node) -> int:
         """Handle of a node that is already written, or -1."""

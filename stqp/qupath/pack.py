@@ -1,9 +1,11 @@
-"""Writing many new objects at once: bytes of columns, interleaved."""
+"""Writing many new objects at once: the bytes that objects of one layout share, with their columns put in."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import repeat
+from operator import is_not
 from typing import Any
 
 import numpy as np
@@ -11,92 +13,21 @@ from numpy.typing import NDArray
 
 from stqp.polygons import Polygons
 from stqp.qupath.build import Plan
-from stqp.qupath.javanodes import ARRAY, BLOCK, END_BLOCK, NULL_TAG, OBJECT, encode
-from stqp.qupath.javawriter import Writer
+from stqp.qupath.javanodes import ARRAY, BLOCK, END_BLOCK, NULL_TAG, OBJECT, REFERENCE, STRING, encode
 from stqp.qupath.layout import DEFAULT_LIST, FLOAT_LIST, ID_KEY, KIND_CLASSES, MEASUREMENT, METADATA, POLYGON
-from stqp.qupath.objects import ObjectKind, RoiKind
+from stqp.qupath.objects import Mask, ObjectKind, RoiKind
+from stqp.qupath.ragged import Bytes, Ints, copy_rows, cumulative, scatter
 
-Bytes = NDArray[np.uint8]
-Lengths = NDArray[np.int64]
-_CHUNK = 8192
-_NULL, _OBJECT, _ARRAY, _END = (bytes([tag]) for tag in (NULL_TAG, OBJECT, ARRAY, END_BLOCK))
-
-
-class Columns:
-    """Bytes of ``n`` records, built column by column.
-
-    Parameters
-    ----------
-    n
-        Number of records.
-    """
-
-    def __init__(self, n: int):
-        self.n = n
-        self._parts: list[tuple[Bytes, Lengths | int]] = []
-        self._constant = b""
-        self.handles = np.zeros(n, np.int64)
-
-    def same(self, data: bytes) -> None:
-        """Append the same bytes to every record."""
-        self._constant += data
-
-    def rows(self, rows: NDArray[Any], where: NDArray[np.bool_] | None = None) -> None:
-        """Append one row of bytes to each record, or to those of a mask."""
-        self._settle()
-        raw = np.ascontiguousarray(rows)
-        width = raw.dtype.itemsize * (raw.shape[1] if raw.ndim == 2 else 1)
-        flat = raw.reshape(-1).view(np.uint8)
-        self._parts.append((flat, width if where is None else where * np.int64(width)))
-
-    def ragged(self, flat: Bytes, lengths: Lengths) -> None:
-        """Append bytes of various lengths."""
-        self._settle()
-        self._parts.append((flat, lengths))
-
-    def choice(self, options: Sequence[bytes], codes: NDArray[Any]) -> None:
-        """Append to each record one of a few byte strings."""
-        lengths = np.array([len(o) for o in options], np.int64)
-        padded = np.zeros((len(options), max(int(lengths.max()), 1)), np.uint8)
-        for row, option in zip(padded, options, strict=True):
-            row[: len(option)] = np.frombuffer(option, np.uint8)
-        filled = np.arange(padded.shape[1]) < lengths[:, None]
-        self.ragged(padded[codes][filled[codes]], lengths[codes])
-
-    def texts(self, texts: Sequence[str | None], absent: bytes) -> None:
-        """Append a string to each record, which takes a handle; `absent` for None."""
-        encoded = [absent if t is None else b"t" + struct.pack(">H", len(raw := encode(t))) + raw for t in texts]
-        self.ragged(np.frombuffer(b"".join(encoded), np.uint8), np.array([len(e) for e in encoded], np.int64))
-        self.handles += np.array([t is not None for t in texts])
-
-    def _settle(self) -> None:
-        if self._constant:
-            constant, self._constant = self._constant, b""
-            row = np.frombuffer(constant, np.uint8)
-            self._parts.append((np.tile(row, self.n), len(row)))
-
-    def join(self) -> bytes:
-        """Bytes of all records."""
-        self._settle()
-        lengths = np.zeros(self.n, np.int64)
-        for _, part_lengths in self._parts:
-            lengths += part_lengths
-        place = np.cumsum(lengths) - lengths
-        out = np.empty(int(lengths.sum()), np.uint8)
-        for flat, part_lengths in self._parts:
-            if isinstance(part_lengths, int):
-                out[place[:, None] + np.arange(part_lengths)] = flat.reshape(self.n, part_lengths)
-            else:
-                shift = place - (np.cumsum(part_lengths) - part_lengths)
-                out[np.repeat(shift, part_lengths) + np.arange(len(flat))] = flat
-            place = place + part_lengths
-        return out.tobytes()
+_NULL, _OBJECT, _ARRAY, _END, _REFERENCE, _STRING = (
+    bytes([tag]) for tag in (NULL_TAG, OBJECT, ARRAY, END_BLOCK, REFERENCE, STRING)
+)
+_ID_LENGTH = 36
 
 
 class Fresh:
     """New objects without children, as an item in their parent's contents."""
 
-    def __init__(self, plan: Plan, indices: NDArray[np.int64]):
+    def __init__(self, plan: Plan, indices: Ints):
         self.plan = plan
         self.indices = indices
 
@@ -104,154 +35,341 @@ class Fresh:
         """Count the objects."""
         return len(self.indices)
 
-    def write(self, writer: Writer) -> None:
-        """Write them: one by one what defines something that others refer to, the rest in columns."""
-        singly = self._singly()
-        edges = np.flatnonzero(np.diff(singly.astype(np.int8))) + 1
-        for piece in np.split(self.indices, edges) if len(self) else []:
-            if singly[np.searchsorted(self.indices, piece[0])]:
-                writer.contents(self.plan.node(int(i), [], 0) for i in piece)
-            else:
-                for start in range(0, len(piece), _CHUNK):
-                    self._pack(writer, piece[start : start + _CHUNK])
-                    writer.flush()
+    def write(self, writer: Any) -> None:
+        """Write them."""
+        from stqp.qupath.carry import write_objects
 
-    def _singly(self) -> NDArray[np.bool_]:
-        plan, o, i = self.plan, self.plan.objects, self.indices
-        singly = (o.roi_kind[i] == RoiKind.RECTANGLE) | (o.roi_kind[i] == RoiKind.ELLIPSE)
-        singly |= (np.diff(o.polygons.geom_offsets)[i] != 1) | (o.colors[i] >= 0)
-        if o.nuclei is not None:
-            singly |= plan.has_nucleus[i] & (np.diff(o.nuclei.geom_offsets)[i] != 1)
+        write_objects(writer, None, None, self.plan, self.indices, self._singly())
+
+    def _singly(self) -> Mask:
+        return unpackable(self.plan, self.indices)
+
+
+def unpackable(plan: Plan, index: Ints) -> Mask:
+    """Objects that are written one by one: those with a shape or colour that only few have."""
+    o = plan.objects
+    offsets = o.polygons.geom_offsets
+    result: Mask = (o.roi_kind[index] == RoiKind.RECTANGLE) | (o.roi_kind[index] == RoiKind.ELLIPSE)
+    result |= (offsets[index + 1] - offsets[index] != 1) | (o.colors[index] >= 0)
+    result |= o.kind[index] == ObjectKind.TMA_CORE
+    if o.lines is not None:
+        result |= o.lines.geom_offsets[index + 1] > o.lines.geom_offsets[index]
+    if o.nuclei is not None:
+        offsets = o.nuclei.geom_offsets
+        result |= plan.has_nucleus[index] & (offsets[index + 1] - offsets[index] != 1)
+    return result
+
+
+class Packer:
+    """Writes objects of a plan to one stream.
+
+    Parameters
+    ----------
+    plan
+        What is to be written.
+    reference
+        Bytes that refer to a node that is already written.
+    """
+
+    def __init__(self, plan: Plan, reference: Callable[[Any], bytes]):
+        self.plan, self.reference = plan, reference
+        self._present = {key: np.array([t is not None for t in texts]) for key, (_, texts) in plan.shared.items()}
+        self._seen: dict[Any, Mask] = {}
+        self._handles: dict[Any, NDArray[np.uint32]] = {}
+
+    def definers(self, index: Ints, packed: Mask) -> Mask:
+        """First users of something that others refer to; they are to be written as nodes, and count as written."""
+        plan, o = self.plan, self.plan.objects
+        chosen = np.flatnonzero(packed)
+        result = np.zeros(len(index), bool)
+        i = index[chosen]
         kinds = o.kind[i].astype(np.int64)
-        columns = [kinds, o.locked[i], plan.class_codes[i], plan.has_nucleus[i]]
-        columns += [codes[i] for codes, _ in plan.shared.values()]
-        columns += [np.array([t is None for t in column[i]]) for column in plan.own.values()]
-        columns.append(plan.pattern_codes[i] * 2 + (kinds == ObjectKind.ANNOTATION))
-        rest = np.flatnonzero(~singly)
-        for column in columns:
-            singly[rest[np.unique(column[rest], return_index=True)[1]]] = True
-        return singly
+        columns: list[tuple[Any, Ints, int]] = [
+            ("kind", kinds, len(ObjectKind)),
+            ("locked", o.locked[i].astype(np.int64), 2),
+            ("class", plan.class_codes[i], len(plan.class_texts)),
+            ("nucleus", plan.has_nucleus[i].astype(np.int64), 2),
+            ("pattern", plan.pattern_codes[i] * 2 + (kinds == ObjectKind.ANNOTATION), 2 * len(plan.patterns)),
+        ]
+        columns += [(("shared", key), codes[i], len(texts)) for key, (codes, texts) in plan.shared.items()]
+        columns += [(("own", key), _present(column[i]).astype(np.int64), 2) for key, column in plan.own.items()]
+        for name, codes, number in columns:
+            seen = self._seen.setdefault(name, np.zeros(number, bool))
+            unseen = np.flatnonzero(~seen[codes])
+            if len(unseen):
+                new, first = np.unique(codes[unseen], return_index=True)
+                result[chosen[unseen[first]]] = True
+                seen[new] = True
+        return result
 
-    def _pack(self, writer: Writer, i: NDArray[np.int64]) -> None:
-        plan, o, v = self.plan, self.plan.objects, self.plan.vocabulary
-        ref = writer.reference
-        columns = Columns(len(i))
-        columns.same(_OBJECT)
-        kinds, used = o.kind[i], sorted({int(k) for k in o.kind[i]})
-        options = [ref(v.desc(KIND_CLASSES[ObjectKind(k)])) if k in used else b"" for k in range(max(used) + 1)]
-        columns.choice(options, kinds)
-        columns.texts(o.names[i].tolist(), _NULL)
-        columns.same(_NULL + _OBJECT + ref(v.desc(METADATA)) + ref(v.one))
-        self._metadata(columns, ref, i)
-        columns.same(_END)
-        self._measurements(columns, ref, i)
-        columns.same(bytes((BLOCK, 4, 0, 0, 0, 0)))
-        locked = o.locked[i].astype(np.int64)
-        options = [ref(v.boolean(b)) if (locked == b).any() else b"" for b in (False, True)]
-        columns.choice(options, locked)
-        options = []
-        for code, text in enumerate(plan.class_texts):
-            if text is None:
-                options.append(_NULL)
-            else:
-                present = (plan.class_codes[i] == code).any()
-                options.append(ref(v.path_class(text, o.class_colors)) if present else b"")
-        columns.choice(options, plan.class_codes[i])
-        everywhere = np.ones(len(i), bool)
-        self._roi(columns, ref, o.polygons, i, everywhere)
-        columns.same(bytes((BLOCK, 8)))
-        columns.rows(o.probability[i].astype(">f8"))
-        nucleus = plan.has_nucleus[i]
+    def pack(self, index: Ints) -> Packed:
+        """Work out the layout of objects; all that they refer to is already written."""
+        plan, o = self.plan, self.plan.objects
+        kinds = o.kind[index]
+        key = (kinds == ObjectKind.CELL) * np.int64(1) + 2 * plan.has_nucleus[index]
+        key += 4 * (kinds == ObjectKind.ANNOTATION)
+        digits = [_present(o.names[index]), plan.class_codes[index] != _position(plan.class_texts, None)]
+        digits += [self._present[name][codes[index]] for name, (codes, _) in plan.shared.items()]
+        digits += [_present(column[index]) for column in plan.own.values()]
+        digits.append(plan.pattern_codes[index])
+        for digit in digits:
+            radix = int(digit.max(initial=0)) + 1
+            if radix > 1:
+                key = key * radix + digit
+                if int(key.max()) > 1 << 40:
+                    key = np.unique(key, return_inverse=True)[1].astype(np.int64)
+        result = Packed(len(index))
+        outlines = _Rings(o.polygons, index)
+        nucleus = plan.has_nucleus[index]
+        nuclei = None
         if o.nuclei is not None and nucleus.any():
-            self._roi(columns, ref, o.nuclei, i, nucleus)
-        columns.choice([b"", _NULL], ((kinds == ObjectKind.CELL) & ~nucleus).astype(np.int64))
-        columns.same(_END)
-        # the object, its metadata, keys and values; the rest was counted where it was written
-        columns.handles += 4
-        writer.out += columns.join()
-        writer.next_handle += int(columns.handles.sum())
-
-    def _metadata(self, columns: Columns, ref: Any, i: NDArray[np.int64]) -> None:
-        plan, v = self.plan, self.plan.vocabulary
-        n = len(i)
-        present: list[NDArray[np.bool_]] = []
-        for codes, texts in plan.shared.values():
-            missing = np.array([t is None for t in texts])
-            present.append(~missing[codes[i]])
-        present += [np.array([t is not None for t in column[i]]) for column in plan.own.values()]
-        keys = [*plan.shared, *plan.own]
-        count = np.sum(present, axis=0, dtype=np.int64) + 1 if present else np.ones(n, np.int64)
-        head = _ARRAY + ref(v.desc("[Ljava.lang.Object;"))
-        columns.same(head)
-        columns.rows(count.astype(">i4"))
-        for key, here in zip(keys, present, strict=True):
-            columns.choice([b"", ref(v.text(key)) if here.any() else b""], here.astype(np.int64))
-        columns.same(ref(v.text(ID_KEY)) + head)
-        columns.rows(count.astype(">i4"))
-        for codes, texts in plan.shared.values():
-            here_codes = set(np.unique(codes[i]).tolist())
-            options = [ref(v.text(t)) if t is not None and c in here_codes else b"" for c, t in enumerate(texts)]
-            columns.choice(options, codes[i])
-        for column in plan.own.values():
-            columns.texts(column[i].tolist(), b"")
-        columns.texts(plan.objects.ids[i].tolist(), b"")
-
-    def _measurements(self, columns: Columns, ref: Any, i: NDArray[np.int64]) -> None:
-        plan, o, v = self.plan, self.plan.objects, self.plan.vocabulary
-        codes = plan.pattern_codes[i]
-        annotation = o.kind[i] == ObjectKind.ANNOTATION
-        for code in np.unique(codes).tolist():
-            chosen = [plan.measurement_names[k] for k in plan.patterns[code]]
-            for as_list in (True, False):
-                where = (codes == code) & (annotation == as_list)
-                if not where.any():
-                    continue
-                if not chosen:
-                    columns.choice([b"", _NULL], where.astype(np.int64))
-                    continue
-                values = np.column_stack([o.measurements[name][i[where]] for name in chosen])
-                if as_list:
-                    size = struct.pack(">i", len(chosen))
-                    head = _OBJECT + ref(v.desc(DEFAULT_LIST)) + _OBJECT + ref(v.desc("java.util.ArrayList"))
-                    pieces: list[Any] = [head + size + bytes((BLOCK, 4)) + size]
-                    for k, name in enumerate(chosen):
-                        pieces += [_OBJECT + ref(v.desc(MEASUREMENT)), values[:, k].astype(">f8"), ref(v.text(name))]
-                    pieces.append(_END)
-                    columns.handles += where * (2 + len(chosen))
-                else:
-                    index_map, names = v.names(tuple(chosen))
-                    head = _OBJECT + ref(v.desc(FLOAT_LIST)) + b"\x01" + ref(index_map) + ref(names)
-                    head += _ARRAY + ref(v.desc("[F")) + struct.pack(">i", len(chosen))
-                    pieces = [head, values.astype(">f4")]
-                    columns.handles += where * 2
-                columns.rows(_record(pieces, len(values)), where)
-
-    def _roi(
-        self, columns: Columns, ref: Any, polygons: Polygons, i: NDArray[np.int64], where: NDArray[np.bool_]
-    ) -> None:
-        plan, v = self.plan, self.plan.vocabulary
-        chosen = i[where]
-        counts = np.zeros(len(i), np.int64)
-        part = polygons.take(chosen)
-        counts[where] = np.diff(part.ring_offsets)
-        floats = ref(v.desc("[F"))
-        c, z, t = plan.objects.plane[chosen].T
-        size = counts[where].astype(">i4")
-        place = np.column_stack([c, t, z]).astype(">i4")
-        head = [_OBJECT + ref(v.desc(POLYGON)), place, _NULL + _NULL + _ARRAY + floats, size]
-        columns.rows(_record(head, len(chosen)), where)
-        columns.ragged(np.ascontiguousarray(part.coords[:, 0].astype(">f4")).view(np.uint8), counts * 4)
-        columns.rows(_record([_ARRAY + floats, size], len(chosen)), where)
-        columns.ragged(np.ascontiguousarray(part.coords[:, 1].astype(">f4")).view(np.uint8), counts * 4)
-        columns.handles += where * 3
-
-
-def _record(pieces: Sequence[Any], n: int) -> Bytes:
-    """Rows of bytes from constants and arrays of big-endian numbers."""
-    parts = []
-    for piece in pieces:
-        if isinstance(piece, bytes):
-            parts.append(np.tile(np.frombuffer(piece, np.uint8), (n, 1)))
+            place = cumulative(nucleus)[:-1]
+            nuclei = _Rings(o.nuclei, index[nucleus])
+        if int(key.min()) == int(key.max()):
+            groups = [np.arange(len(index))]
         else:
-            parts.append(np.ascontiguousarray(piece).reshape(n, -1).view(np.uint8))
-    return np.hstack(parts)
+            order = np.argsort(key, kind="stable")
+            groups = np.split(order, np.flatnonzero(np.diff(key[order])) + 1)
+        for where in groups:
+            layout = Layout(where)
+            ring = None
+            if nuclei is not None and nucleus[where[0]]:
+                ring = nuclei.take(place[where])
+            self._describe(layout, index[where], outlines.take(where), ring)
+            result.add(layout)
+        return result
+
+    def _describe(self, layout: Layout, i: Ints, outline: _Part, nucleus: _Part | None) -> None:
+        """Say what objects of one layout look like."""
+        plan, o, v, ref = self.plan, self.plan.objects, self.plan.vocabulary, self.reference
+        first = int(i[0])
+        layout.same(_OBJECT + _REFERENCE)
+        kind_nodes = [lambda k=k: v.desc(KIND_CLASSES[ObjectKind(k)]) for k in range(len(ObjectKind))]
+        layout.slot(self._table("kind", kind_nodes, o.kind[i]))
+        if o.names[first] is None:
+            layout.same(_NULL)
+        else:
+            layout.texts(o.names[i].tolist())
+        layout.same(_NULL + _OBJECT + ref(v.desc(METADATA)) + ref(v.one))
+        self._metadata(layout, i)
+        self._measurements(layout, i)
+        layout.same(bytes((BLOCK, 4, 0, 0, 0, 0)) + _REFERENCE)
+        locked_nodes = [lambda b=b: v.boolean(b) for b in (False, True)]
+        layout.slot(self._table("locked", locked_nodes, o.locked[i].astype(np.int64)))
+        if o.classes[first] is None:
+            layout.same(_NULL)
+        else:
+            layout.same(_REFERENCE)
+            class_nodes = [lambda t=t: v.path_class(t, o.class_colors) for t in plan.class_texts]
+            layout.slot(self._table("class", class_nodes, plan.class_codes[i]))
+        self._roi(layout, i, outline)
+        layout.same(bytes((BLOCK, 8)))
+        layout.slot(o.probability[i].astype(">f8"))
+        if o.kind[first] == ObjectKind.CELL:
+            if nucleus is None:
+                layout.same(_NULL)
+            else:
+                self._roi(layout, i, nucleus)
+        layout.same(_END)
+        # the object, its metadata, keys and values; the rest was counted where it was written
+        layout.handles += 4
+
+    def _table(self, name: Any, nodes: Sequence[Callable[[], Any]], codes: NDArray[Any]) -> NDArray[Any]:
+        """Handles of the nodes that the codes mean."""
+        table = self._handles.setdefault(name, np.zeros(len(nodes), np.uint32))
+        used = np.bincount(codes, minlength=len(nodes)) > 0
+        for code in np.flatnonzero(used & (table == 0)).tolist():
+            table[code] = struct.unpack(">xI", self.reference(nodes[code]()))[0]
+        return table.astype(">u4")[codes]
+
+    def _metadata(self, layout: Layout, i: Ints) -> None:
+        plan, v, ref = self.plan, self.plan.vocabulary, self.reference
+        first = int(i[0])
+        shared = {key: part for key, part in plan.shared.items() if part[1][part[0][first]] is not None}
+        own = {key: column for key, column in plan.own.items() if column[first] is not None}
+        head = _ARRAY + ref(v.desc("[Ljava.lang.Object;")) + struct.pack(">i", len(shared) + len(own) + 1)
+        layout.same(head + b"".join(ref(v.text(key)) for key in (*shared, *own, ID_KEY)) + head)
+        for key, (codes, texts) in shared.items():
+            layout.same(_REFERENCE)
+            text_nodes = [lambda t=t: v.text(t) for t in texts]
+            layout.slot(self._table(("shared", key), text_nodes, codes[i]))
+        for column in own.values():
+            layout.texts(column[i].tolist())
+        layout.texts(plan.objects.ids[i].tolist())
+        layout.same(_END)
+
+    def _measurements(self, layout: Layout, i: Ints) -> None:
+        plan, o, v, ref = self.plan, self.plan.objects, self.plan.vocabulary, self.reference
+        chosen = [plan.measurement_names[k] for k in plan.patterns[plan.pattern_codes[i[0]]]]
+        columns = [o.measurements[name] for name in chosen]
+        size = struct.pack(">i", len(chosen))
+        if not chosen:
+            layout.same(_NULL)
+        elif o.kind[i[0]] == ObjectKind.ANNOTATION:
+            layout.same(_OBJECT + ref(v.desc(DEFAULT_LIST)) + _OBJECT + ref(v.desc("java.util.ArrayList")))
+            layout.same(size + bytes((BLOCK, 4)) + size)
+            head = _OBJECT + ref(v.desc(MEASUREMENT))
+            for name, column in zip(chosen, columns, strict=True):
+                layout.same(head)
+                layout.slot(column[i].astype(">f8"))
+                layout.same(ref(v.text(name)))
+            layout.same(_END)
+            layout.handles += 2 + len(chosen)
+        else:
+            index_map, names = v.names(tuple(chosen))
+            layout.same(_OBJECT + ref(v.desc(FLOAT_LIST)) + b"\x01" + ref(index_map) + ref(names))
+            layout.same(_ARRAY + ref(v.desc("[F")) + size)
+            for column in columns:
+                layout.slot(column[i].astype(">f4"))
+            layout.handles += 2
+
+    def _roi(self, layout: Layout, i: Ints, ring: _Part) -> None:
+        v, ref = self.plan.vocabulary, self.reference
+        floats = _ARRAY + ref(v.desc("[F"))
+        layout.same(_OBJECT + ref(v.desc(POLYGON)))
+        layout.slot(self.plan.objects.plane[i][:, (0, 2, 1)].astype(">i4"))
+        layout.same(_NULL + _NULL)
+        for flat in (ring.x, ring.y):
+            layout.same(floats)
+            layout.slot(ring.counts.astype(">i4"))
+            layout.tail(flat, ring.starts, ring.counts, 4)
+        layout.handles += 3
+
+
+class _Part:
+    """Rings in flat x and y."""
+
+    def __init__(self, x: Bytes, y: Bytes, starts: Ints, counts: Ints):
+        self.x, self.y, self.starts, self.counts = x, y, starts, counts
+
+    def take(self, where: Ints) -> _Part:
+        return _Part(self.x, self.y, self.starts[where], self.counts[where])
+
+
+class _Rings(_Part):
+    """The single rings of some polygons, in the precision of the file."""
+
+    def __init__(self, polygons: Polygons, index: Ints):
+        rings = polygons.geom_offsets[index]
+        starts = polygons.ring_offsets[rings]
+        counts = polygons.ring_offsets[rings + 1] - starts
+        first, stop = int(starts.min()), int((starts + counts).max())
+        if stop - first > 4 * int(counts.sum()) + 65536:
+            part = polygons.take(index)
+            coords, starts = part.coords, part.ring_offsets[:-1]
+        else:
+            coords, starts = polygons.coords[first:stop], starts - first
+        x, y = (coords[:, axis].astype(">f4").view(np.uint8) for axis in (0, 1))
+        super().__init__(x, y, starts, counts)
+
+
+class Layout:
+    """What objects of one layout look like: segments of bytes with columns in them, each with a tail.
+
+    Parameters
+    ----------
+    where
+        Places of the objects among those that are packed.
+    """
+
+    def __init__(self, where: Ints):
+        self.where = where
+        self.handles = 0
+        self.segments: list[tuple[bytearray, list[tuple[int, Bytes]], Any]] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self._template = bytearray()
+        self._slots: list[tuple[int, Bytes]] = []
+
+    def same(self, data: bytes) -> None:
+        """Append the same bytes to every object."""
+        self._template += data
+
+    def slot(self, values: NDArray[Any]) -> None:
+        """Append one row of bytes to each object."""
+        rows = np.ascontiguousarray(values).view(np.uint8).reshape(len(self.where), -1)
+        self._slots.append((len(self._template), rows))
+        self._template += bytes(rows.shape[1])
+
+    def tail(self, flat: Bytes, starts: Ints, counts: Ints, unit: int) -> None:
+        """Append stretches of various lengths, which begin and count in units."""
+        self.segments.append((self._template, self._slots, (flat, starts, counts, unit)))
+        self._begin()
+
+    def texts(self, texts: list[str]) -> None:
+        """Append a string to each object, which takes a handle."""
+        self.handles += 1
+        whole = "".join(texts)
+        if whole.isascii() and "\x00" not in whole:
+            lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+            raw = whole.encode()
+        else:
+            encoded = [encode(t) for t in texts]
+            lengths = np.fromiter(map(len, encoded), np.int64, len(texts))
+            raw = b"".join(encoded)
+        flat = np.frombuffer(raw, np.uint8)
+        if (lengths == _ID_LENGTH).all():
+            self.same(_STRING + struct.pack(">H", _ID_LENGTH))
+            self.slot(flat.reshape(-1, _ID_LENGTH))
+            return
+        self.same(_STRING)
+        self.slot(lengths.astype(">u2"))
+        self.tail(flat, cumulative(lengths)[:-1], lengths, 1)
+
+    def finish(self) -> Ints:
+        """Bytes of each object."""
+        self.segments.append((self._template, self._slots, None))
+        lengths = np.full(len(self.where), sum(len(template) for template, _, _ in self.segments), np.int64)
+        for _, _, tail in self.segments:
+            if tail is not None:
+                lengths += tail[2] * tail[3]
+        return lengths
+
+    def fill(self, out: Bytes, places: Ints) -> None:
+        """Write the objects to their places."""
+        for template, slots, tail in self.segments:
+            rows = np.empty((len(places), len(template)), np.uint8)
+            rows[:] = np.frombuffer(template, np.uint8)
+            for offset, values in slots:
+                rows[:, offset : offset + values.shape[1]] = values
+            scatter(out, places, rows)
+            places = places + len(template)
+            if tail is not None:
+                flat, starts, counts, unit = tail
+                copy_rows(out, places, flat, starts * unit, counts * unit)
+                places = places + counts * unit
+
+
+class Packed:
+    """Objects whose bytes are known but for their places.
+
+    Attributes
+    ----------
+    lengths, handles : int64 (n,)
+        Bytes and handles of each.
+    """
+
+    def __init__(self, n: int):
+        self.lengths, self.handles = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        self._layouts: list[Layout] = []
+
+    def add(self, layout: Layout) -> None:
+        """Add objects of one layout."""
+        self.lengths[layout.where] = layout.finish()
+        self.handles[layout.where] = layout.handles
+        self._layouts.append(layout)
+
+    def fill(self, out: Bytes, places: Ints) -> None:
+        """Write the objects to their places."""
+        for layout in self._layouts:
+            layout.fill(out, places[layout.where])
+
+
+def _present(column: NDArray[np.object_]) -> Mask:
+    """Where there is a text."""
+    return np.fromiter(map(is_not, column.tolist(), repeat(None)), bool, len(column))
+
+
+def _position(texts: Sequence[str | None], text: str | None) -> int:
+    return texts.index(text) if text in texts else -1

@@ -142,7 +142,7 @@ def test_a_different_measurement_in_each_object(tmp_path):
     nodes = []
     for item, parts, _, _ in document.walk():
         if parts is None:
-            reader = item._reader
+            reader = item.reader
             nodes += [reader.unpack(item, i) for i in range(len(item))]
         else:
             nodes.append(item)
