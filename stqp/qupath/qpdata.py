@@ -93,6 +93,45 @@ def rewrite(path: Path, drop: Choice, new: PathObjects, target: Path | None = No
     return PathObjects.concatenate([present.take(~mask), new])
 
 
+def update(path: Path, index: ArrayLike, new: PathObjects, target: Path | None = None) -> None:
+    """Put new objects in the place of some; these keep their parents and children, and all else stays.
+
+    Parameters
+    ----------
+    path
+        An existing ``data.qpdata``; it is replaced atomically.
+    index : int (k,)
+        Positions of the objects to replace in the order of `read_objects`, each once.
+    new
+        ``k`` objects of any kind, in that order; their ids may be those of the old ones, and the column
+        `parent` does not count.
+    target
+        Written in place of `path`, which then stays as it is.
+
+    Raises
+    ------
+    InputError
+        When the file cannot be read, or something else in it refers to one of the old objects, or has the id
+        of a new one; it is then unchanged.
+    UsageError
+        When the new objects cannot be written, or are not as many as the positions.
+    """
+    with _readable(path):
+        document = _load(path)
+        ids = document.ids()
+    at = np.asarray(index, np.int64).reshape(-1)
+    if (new.kind == ObjectKind.TMA_CORE).any():
+        raise UsageError("TMA cores can be written to a new file only; here they can be read and kept")
+    try:
+        document.replace(at, new)
+        clash = set(new.ids.tolist()).intersection(np.delete(ids, at).tolist())
+        if clash:
+            raise InputError(f"{path} already has an object with the id {min(clash)}, which is to be added")
+        document.save(target or path)
+    except StreamError as error:
+        raise InputError(f"{path} cannot be changed without loss ({error}); it is left as it was") from error
+
+
 def mask_to_drop(path: Path, present: PathObjects, drop: Choice, new: PathObjects) -> Mask:
     """Decide which objects of a file are taken out before others are appended; bool (n,).
 

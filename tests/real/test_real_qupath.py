@@ -78,6 +78,39 @@ def test_every_file_is_carried_byte_for_byte(real_data, tmp_path):
         assert copy.read_bytes() == path.read_bytes(), path
 
 
+def test_objects_of_every_file_are_replaced_in_place(real_data, tmp_path, monkeypatch):
+    from qupath.qupath_objects import many, same
+
+    changed = 0
+    for path in streams(real_data):
+        copy = tmp_path / "data.qpdata"
+        shutil.copyfile(path, copy)
+        present = qpdata.read_objects(copy)
+        qpdata.update(copy, [], PathObjects.empty())
+        assert copy.read_bytes() == path.read_bytes(), path
+        leaves = np.flatnonzero(present.kind != ObjectKind.TMA_CORE)
+        for at in (leaves, leaves[::3], leaves[:1]):
+            shutil.copyfile(path, copy)
+            new = many(len(at), seed=1)
+            new.ids[:] = present.ids[at]
+            qpdata.update(copy, at, new)
+            read = qpdata.read_objects(copy)
+            assert read.ids.tolist() == present.ids.tolist()
+            np.testing.assert_array_equal(read.parent, present.parent)
+            rest = np.delete(np.arange(len(present)), at)
+            one, other = read.take(at), read.take(rest)
+            one.parent[:] = -1
+            same(one, new)
+            expected = present.take(rest)
+            expected.class_colors = other.class_colors
+            same(other, expected)
+            with monkeypatch.context() as patch:
+                patch.setattr(runs.RunReader, "take_run", lambda self, contents: False)
+                same(qpdata.read_objects(copy), read)
+            changed += len(at)
+    assert changed > 100
+
+
 def test_the_fast_reader_agrees_with_the_slow_one(real_data, monkeypatch):
     from qupath.qupath_objects import same
 
