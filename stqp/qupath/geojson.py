@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from stqp import files
 from stqp.errors import UsageError
 from stqp.qupath import geojson_shapes
-from stqp.qupath.geojson_text import dictionary, joined, listed, number_texts, object_texts, string_texts
+from stqp.qupath.geojson_text import dictionary, joined, listed, number_texts, object_texts, quoted, string_texts
 from stqp.qupath.objects import ObjectKind, PathObjects
 from stqp.taxonomy import color_of
 
@@ -193,7 +193,7 @@ class _Writer:
         self.objects, self.decimals = objects, decimals
         self.written = self.mended = 0
         self._depth = -1  # of the object before
-        self._classes: dict[str | None, str | None] = {None: None}
+        self._classes: dict[str, str | None] = {}
 
     def chunk(self, chosen: NDArray[np.int64], depth: NDArray[np.int64]) -> Iterator[memoryview]:
         """Make the text of some objects; the last one stays open."""
@@ -274,20 +274,16 @@ class _Writer:
         return dictionary(texts, inverse.reshape(-1))
 
     def _class_texts(self, part: PathObjects) -> Texts:
-        import pyarrow as pa
-
-        encoded = pa.array(part.classes, pa.string()).dictionary_encode()
-        texts = [self._class_text(name) for name in encoded.dictionary.to_pylist()]
-        return pa.array(texts, pa.string()).take(encoded.indices)
+        number: dict[str | None, int] = {}
+        codes = np.array([number.setdefault(name, len(number)) for name in part.classes.tolist()])
+        return dictionary([None if name is None else self._class_text(name) for name in number], codes)
 
     def _class_text(self, name: str) -> str | None:
         if name not in self._classes:
             if "\n" in name:
                 raise UsageError(f"{name!r} cannot be a QuPath class: it has two lines")
             # without a colour QuPath refuses the class, and with it the file
-            color = self.objects.class_colors.get(name) or color_of(name)
-            quoted = string_texts(np.array([name], object))[0].as_py()
-            self._classes[name] = (
-                f'"classification":{{"name":{quoted},"color":{list(color)}}}' if name.strip() else None
-            )
+            color = self.objects.class_colors.get(name) or color_of(name.encode(errors="replace").decode())
+            text = f'"classification":{{"name":{quoted(name)},"color":{list(color)}}}'
+            self._classes[name] = text if name.strip() else None
         return self._classes[name]

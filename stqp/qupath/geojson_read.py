@@ -170,7 +170,7 @@ class _Collector:
             known = self._known.get(key)
             if known is not None:
                 known(i, value)
-            elif key == children and isinstance(value, list):
+            elif key == children and isinstance(value, list) and all(isinstance(c, dict) for c in value):
                 for child in value:
                     self.add(child, i)
             else:

@@ -24,7 +24,7 @@ _GZIP = b"\x1f\x8b"
 _ZIP = b"PK\x03\x04"
 _BLANK = re.compile(r"[\s,\x1e]*")  # RFC 8142 puts 0x1e between features
 _FEATURES = re.compile(r'"features"\s*:\s*\[')
-_CHILDREN = re.compile(r'"(?:childObjects|children)"\s*:\s*\[')
+_CHILDREN = re.compile(r'"(?:childObjects|children)"\s*:\s*\[(?=\s*[{\]])')
 _HEAD = 1 << 16
 
 

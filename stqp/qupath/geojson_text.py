@@ -155,6 +155,16 @@ def string_texts(values: NDArray[np.object_]) -> Texts:
     return joined('"', plain, '"')
 
 
+def quoted(text: str) -> str:
+    """Quote one text; half a surrogate pair is written as an escape."""
+    result = json.dumps(text, ensure_ascii=False)
+    try:
+        result.encode()
+    except UnicodeEncodeError:
+        return json.dumps(text)
+    return result
+
+
 def number_texts(values: NDArray[np.float64]) -> Texts:
     """Write numbers in as few digits as give them back; NaN and infinity, which JSON lacks, are null."""
     import pyarrow as pa
@@ -168,7 +178,7 @@ def object_texts(columns: Sequence[tuple[str, Texts]]) -> Texts | None:
 
     if not columns:
         return None
-    members = [joined(f"{json.dumps(key, ensure_ascii=False)}:", texts) for key, texts in columns]
+    members = [joined(f"{quoted(key)}:", texts) for key, texts in columns]
     inside = listed(members, ",")
     present = pc.if_else(pc.equal(inside, ""), None, inside)
     return joined("{", present, "}")

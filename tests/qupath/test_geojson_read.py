@@ -13,6 +13,7 @@ from stqp.errors import InputError
 from stqp.polygons import Polygons
 from stqp.qupath import geojson_stream
 from stqp.qupath.geojson import write_geojson
+from stqp.qupath.geojson_coordinates import CoordinateStore
 from stqp.qupath.geojson_read import read_geojson
 from stqp.qupath.objects import ObjectKind, PathObjects, RoiKind
 
@@ -303,11 +304,14 @@ def test_properties(parse):
 def test_properties_of_others_are_metadata(parse):
     # as TIAToolbox, a tool of a person, and Space Ranger write them
     one = feature(prob=0.9, type=3, contour=[[1, 2]], note="x", ok=True, nothing=None)
-    two = feature(cell_id=17, coordinates=[[1, 2], [3, 4]], nested={"coordinates": [1, 2], "children": [1]})
+    two = feature(
+        cell_id=17, children=[8, 9], coordinates=[[1, 2], [3, 4]], nested={"coordinates": [1, 2], "children": [1]}
+    )
     read = parse(collection(one, two))
     assert {k: v.tolist() for k, v in read.metadata.items()} == {
         "prob": ["0.9", None], "type": ["3", None], "contour": ["[[1, 2]]", None], "note": ["x", None],
-        "ok": ["true", None], "cell_id": [None, "17"], "coordinates": [None, "[[1, 2], [3, 4]]"],
+        "ok": ["true", None], "cell_id": [None, "17"], "children": [None, "[8, 9]"],
+        "coordinates": [None, "[[1, 2], [3, 4]]"],
         "nested": [None, '{"coordinates": [1, 2], "children": [1]}'],
     }  # fmt: skip
 
@@ -364,6 +368,16 @@ def test_what_is_no_geojson_says_so(parse, name):
     content, message = SPOILT[name]
     with pytest.raises(InputError, match=rf"o\.geojson .*{message}"):
         parse(content)
+
+
+def test_many_children_of_one_parent_are_never_held_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(geojson_stream, "BLOCK", 4096)
+    objects = many(2000)
+    objects.parent[1:] = 0
+    write_geojson(tmp_path / "o.geojson", objects)
+    stream = geojson_stream.FeatureStream(geojson_stream.blocks(tmp_path / "o.geojson"), CoordinateStore())
+    held = [len(stream._text) for _ in stream.events()]
+    assert len(held) == 2001 and max(held) < 10_000
 
 
 def test_children_without_end_are_refused(parse):
