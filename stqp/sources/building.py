@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stqp.alignment import Alignment, read_alignment
-from stqp.errors import InputError, UsageError
+from stqp.alignment import place, read_alignment
+from stqp.alignment.placing import check_options
+from stqp.alignment.refine import LIMIT_UM
+from stqp.errors import UsageError
 from stqp.polygons import Polygons
 from stqp.record import RunRecord
 from stqp.sample import CellTable, NucleusTable, SpatialSample
@@ -34,6 +36,11 @@ def read_xenium_sample(
     mpp: float | None = None,
     record: RunRecord | None = None,
     nuclei_source: str = "polygons",
+    alignment_direction: str = "he-to-morphology",
+    keypoint_fit: str = "affine",
+    qc: bool = True,
+    refine: str = "off",
+    refine_limit: float = LIMIT_UM,
 ) -> SpatialSample:
     """Read a sample.
 
@@ -44,7 +51,7 @@ def read_xenium_sample(
     he
         The H&E image.
     alignment
-        csv of a 3x3 matrix or of keypoints, or ``identity``.
+        See `stqp.alignment.read_alignment`.
     labels, label_key
         See `stqp.sources.labels.read_labels`.
     class_map
@@ -57,6 +64,10 @@ def read_xenium_sample(
         Takes the counts, what was skipped and the warnings.
     nuclei_source : {"polygons", "masks"}
         The simplified outlines of the run's tables, or the masks of its segmentation, outlined pixel by pixel.
+    alignment_direction, qc, refine, refine_limit
+        See `stqp.alignment.place`.
+    keypoint_fit
+        As `model` of `stqp.alignment.read_alignment`.
 
     Raises
     ------
@@ -71,16 +82,14 @@ def read_xenium_sample(
     if mpp is not None and not 0 < mpp < 100:
         raise UsageError(f"expected µm per pixel between 0 and 100, found {mpp:g}")
     bundle = XeniumBundle.open(outs)
-    aligned = read_alignment(alignment)
+    check_options(alignment_direction, refine, refine_limit)
+    aligned = read_alignment(alignment, keypoint_fit)
     mapping = None if class_map is None else read_class_map(Path(class_map))
     he = Path(he)
     with open_slide(he, mpp) as slide:
         size, slide_mpp = (slide.width, slide.height), slide.mpp
-    agreed = aligned.mpp(bundle.pixel_size, slide_mpp, he)
-    for warning in aligned.warnings():
-        record.warn(warning)
-    if slide_mpp is None:
-        record.warn(f"{he} does not state its pixel size; took {agreed:.4f} µm from the alignment")
+    if alignment_direction == "he-to-morphology":
+        aligned.mpp(bundle.pixel_size, slide_mpp, he)  # before the long work
     if bundle.newer_than_known:
         record.warn(f"the run was made by {bundle.version}, newer than any that stqp was tried on")
     given = None if labels is None else read_labels(labels, label_key)
@@ -93,15 +102,21 @@ def read_xenium_sample(
         check_places(outlines, cells, "cell outlines", bundle.path)
     counts = bundle.read_counts(cells.ids)
     check_counts(counts, cells, bundle.path)
-    to_he = aligned.um_to_he(bundle.pixel_size)
-    coverage = [_covered(nuclei, outlines, cells).transform(to_he).coords]
-    polygons = nuclei.polygons.transform(to_he)
+    record.count("run", f"Xenium, {bundle.version}, pixel {bundle.pixel_size:g} µm")
+    with open_slide(he, mpp) as slide:
+        placed = place(
+            aligned, bundle.pixel_size, slide, nuclei.polygons, record, alignment_direction, qc, refine, refine_limit
+        )
+    agreed = placed.mpp
+    if slide_mpp is None:
+        record.warn(f"{he} does not state its pixel size; took {agreed:.4f} µm from the alignment")
+    coverage = [placed.polygons(_covered(nuclei, outlines, cells)).coords]
+    polygons = placed.polygons(nuclei.polygons)
     inside = _inside(polygons, size)
-    if not inside.any():
-        raise InputError(_all_outside(aligned, polygons, he, size))
     for skipped in (nuclei.skipped, {} if outlines is None else outlines.skipped, counts.skipped):
         for reason, number in skipped.items():
             record.skip(reason, number)
+    record.skip("centres of cells that are no number (left empty)", int(np.isnan(cells.center[:, 0]).sum()))
     record.skip("nuclei outside of the image", int((~inside).sum()))
     kept = np.flatnonzero(inside)
     of_cell = nuclei.cell[kept]
@@ -122,7 +137,6 @@ def read_xenium_sample(
         record.skip(f"nuclei with the label {label!r} that the class map lacks (now Unknown)", number)
     n_nuclei = np.bincount(of_cell, minlength=len(cells.ids)).astype(np.int64)
 
-    record.count("run", f"Xenium, {bundle.version}, pixel {bundle.pixel_size:g} µm")
     record.count("slide", f"{he.name}, {size[0]} x {size[1]} px at {agreed:.4g} µm")
     for lack in bundle.lacks:
         record.count(*lack.split(": ", 1))
@@ -131,11 +145,6 @@ def read_xenium_sample(
             record.count(what, number)
     for note in counts.notes:
         record.warn(note)
-    if len(aligned.residuals):
-        residuals = aligned.residuals * bundle.pixel_size
-        record.count("keypoints", len(residuals))
-        record.count("keypoint residual, µm", f"{np.sqrt((residuals**2).mean()):.2f} (largest {residuals.max():.2f})")
-        record.results["keypoint_residuals_um"] = residuals
     record.count("cells", len(cells.ids))
     record.count("genes", len(counts.genes))
     record.count("transcripts", int(transcripts.sum()))
@@ -151,7 +160,7 @@ def read_xenium_sample(
         record.warn(f"no labels were given, so every nucleus is {UNKNOWN}")
     for path in [*bundle.files_read, he, *(Path(p) for p in (labels, class_map) if p is not None)]:
         record.add_input(path)
-    if aligned.source != "identity":
+    if aligned.is_file:
         record.add_input(Path(alignment))
 
     return SpatialSample(
@@ -161,8 +170,8 @@ def read_xenium_sample(
         slide=he.resolve(),
         size=size,
         mpp=agreed,
-        alignment=aligned.matrix,
-        to_he=to_he,
+        alignment=placed.aligned.matrix,
+        to_he=placed.refined_to_he,
         coverage=coverage,
         nuclei=NucleusTable(
             polygons=polygons if inside.all() else polygons.take(kept),
@@ -177,14 +186,14 @@ def read_xenium_sample(
         ),
         cells=CellTable(
             ids=cells.ids,
-            center=cells.center @ to_he[:2, :2].T + to_he[:2, 2],
+            center=placed.points(cells.center),
             transcripts=transcripts,
             controls=counts.controls,
             n_nuclei=n_nuclei,
             area=cells.area,
             labels=cell_labels,
             classes=cell_classes,
-            polygons=None if outlines is None else _by_cell(outlines, len(cells.ids)).transform(to_he),
+            polygons=None if outlines is None else placed.polygons(_by_cell(outlines, len(cells.ids))),
         ),
         counts=counts.matrix,
         genes=counts.genes,
@@ -193,6 +202,8 @@ def read_xenium_sample(
             "control_kinds": counts.control_kinds,
             "proteins": counts.proteins,
             "protein_names": counts.protein_names,
+            "measurements": {name: values[kept] for name, values in placed.measurements().items()},
+            "refinement": placed.describe(),
         },
     )
 
@@ -212,14 +223,6 @@ def _inside(polygons: Polygons, size: tuple[int, int]) -> NDArray[np.bool_]:
     center = polygons.centroid()
     x, y = center[:, 0], center[:, 1]
     return np.asarray((x >= 0) & (x < size[0]) & (y >= 0) & (y < size[1]))
-
-
-def _all_outside(aligned: Alignment, polygons: Polygons, he: Path, size: tuple[int, int]) -> str:
-    (x0, y0), (x1, y1) = polygons.coords.min(axis=0), polygons.coords.max(axis=0)
-    return (
-        f"all {len(polygons)} nuclei lie outside of {he} ({size[0]} x {size[1]} px): the alignment {aligned.source} "
-        f"puts them at x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} px; likely it is inverted or of another image"
-    )
 
 
 def _by_cell(outlines: Outlines, cells: int) -> Polygons:

@@ -36,6 +36,9 @@ def split_closed_rings(xy: Floats, first: Ints) -> Ints:
         start, end = int(first[run]), int(stop[run])
         while end - start > 3:
             again = np.flatnonzero((xy[start + 1 : end] == xy[start]).all(axis=1))
+            if len(again) == end - start - 1:  # a point
+                break
+            again = again[again >= 2]  # a vertex that is there twice encloses nothing
             if not len(again) or start + again[0] + 2 >= end:
                 break
             start += int(again[0]) + 2

@@ -251,6 +251,8 @@ class XeniumBundle:
         InputError
             When the image is broken.
         """
+        import struct
+
         import tifffile
 
         found = self._find_morphology()
@@ -261,7 +263,7 @@ class XeniumBundle:
             with tifffile.TiffFile(path) as tif:
                 page = tif.pages.first
                 return MorphologyImage(path, (int(page.imagewidth), int(page.imagelength)), layout)
-        except (OSError, ValueError, IndexError, KeyError, tifffile.TiffFileError) as error:
+        except (OSError, ValueError, IndexError, KeyError, struct.error, tifffile.TiffFileError) as error:
             raise InputError(f"{path} is not a whole TIFF ({error}); {_WHOLE}") from error
 
     def _find_morphology(self) -> tuple[str, Path] | None:

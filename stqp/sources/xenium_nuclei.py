@@ -16,7 +16,8 @@ from stqp.sources.xenium_tables import Outlines, XeniumCells, rows_of
 
 Objects = NDArray[np.object_]
 Floats = NDArray[np.float64]
-FAR_UM = 30.0  # nuclei are this far from the middles of their cells in no tissue
+# nuclei are not this far from the middles of their cells in any tissue
+FAR_UM, FAR_RADII, NEAR_UM = 30.0, 2.0, 10.0
 SOME = 10_000  # outlines that are looked at
 MUCH = 0.2  # of the cells
 
@@ -128,10 +129,16 @@ def check_places(outlines: Outlines, cells: XeniumCells, what: str, folder: Path
     with np.errstate(invalid="ignore"):
         away = np.hypot(*(there - center).T)
         swapped = np.hypot(*(there[:, ::-1] - center).T)
-    if not np.isfinite(away).any() or np.nanmedian(away) <= FAR_UM:
+    if not np.isfinite(away).any():
+        return
+    area = cells.area[outlines.cell[some]]
+    far = FAR_UM
+    if np.isfinite(area).any():
+        far = max(NEAR_UM, FAR_RADII * float(np.sqrt(np.nanmedian(area) / np.pi)))
+    if np.nanmedian(away) <= far:
         return
     reason = "they are of different runs"
-    if np.nanmedian(swapped) <= FAR_UM:
+    if np.nanmedian(swapped) <= far:
         reason = "x and y are swapped in one of the two tables"
     raise InputError(
         f"half of the {what} of {folder} lie {np.nanmedian(away):.0f} µm and more from the centres of their cells in "

@@ -91,3 +91,99 @@ def test_folder_without_experiment_says_so(real_data):
         pytest.skip(f"{folder} is missing")
     with pytest.raises(InputError, match=r"expected experiment\.xenium"):
         XeniumBundle.open(folder)
+
+
+PARTS = {
+    "toy_v1_string_ids": (
+        (526, 526, (526, 27)),
+        [
+            "no experiment.xenium: version and pixel size are not known",
+            "no cells.zarr.zip: nuclei come from the polygons only",
+        ],
+    ),
+    "tiny_v1_integer_ids": (
+        (6, 6, (6, 4)),
+        [
+            "no cells.zarr.zip: nuclei come from the polygons only",
+            "no morphology image: nothing to hold the alignment against but the H&E",
+        ],
+    ),
+    "lung_slice_boundaries": (
+        (135, 135, None),
+        [
+            "no experiment.xenium: version and pixel size are not known",
+            "no cells.parquet or cells.csv.gz: cells have neither centres nor areas",
+            "no cell_boundaries.parquet or cell_boundaries.csv.gz: cells have no outlines",
+            "no cell_feature_matrix.h5 or cell_feature_matrix/ or cell_feature_matrix.zarr.zip: no counts",
+            "no cells.zarr.zip: nuclei come from the polygons only",
+            "no morphology image: nothing to hold the alignment against but the H&E",
+        ],
+    ),
+    "v3_cells_table": (
+        (10000, None, None),
+        [
+            "no nucleus_boundaries.parquet or nucleus_boundaries.csv.gz: no outlines of nuclei",
+            "no cell_boundaries.parquet or cell_boundaries.csv.gz: cells have no outlines",
+            "no cells.zarr.zip: nuclei come from the polygons only",
+            "no morphology image: nothing to hold the alignment against but the H&E",
+        ],
+    ),
+    "bone_marrow_matrix": (
+        (84518, None, (84518, 477)),
+        [
+            "no experiment.xenium: version and pixel size are not known",
+            "no cells.parquet or cells.csv.gz: cells have neither centres nor areas",
+            "no nucleus_boundaries.parquet or nucleus_boundaries.csv.gz: no outlines of nuclei",
+            "no cell_boundaries.parquet or cell_boundaries.csv.gz: cells have no outlines",
+            "no cells.zarr.zip: nuclei come from the polygons only",
+            "no morphology image: nothing to hold the alignment against but the H&E",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PARTS))
+def test_folders_in_part_are_read_as_far_as_they_go(real_data, name):
+    folder = real_data / "xenium" / name
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is missing")
+    (cells, nuclei, matrix), lacks = PARTS[name]
+    bundle = XeniumBundle.open(folder, partial=True)
+    assert bundle.lacks == lacks
+    ids = bundle.cell_ids()
+    assert len(ids) == cells
+    if nuclei is not None:
+        found = bundle.read_nuclei(ids)
+        assert len(found.cell) == nuclei and not found.skipped
+        assert 2 < np.median(np.sqrt(found.polygons.area() / np.pi)) < 6
+    if matrix is not None:
+        counts = bundle.read_counts(ids)
+        assert counts.matrix.shape == matrix and counts.matrix.sum() > 0 and not counts.skipped
+
+
+def test_boundaries_as_bytes_are_those_of_the_csv(real_data, tmp_path):
+    folder = real_data / "xenium" / "toy_v1_string_ids"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is missing")
+    for path in folder.glob("*.csv.gz"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    both = [XeniumBundle.open(f, partial=True) for f in (folder, tmp_path)]
+    ids = [bundle.cell_ids() for bundle in both]
+    assert ids[0].tolist() == ids[1].tolist()
+    nuclei = [bundle.read_nuclei(i) for bundle, i in zip(both, ids, strict=True)]
+    assert nuclei[0].cell.tolist() == nuclei[1].cell.tolist()
+    np.testing.assert_allclose(nuclei[0].polygons.coords, nuclei[1].polygons.coords, atol=1e-3)
+    image = both[0].morphology_image()
+    assert image.path.name == "morphology_focus.ome.tif" and min(image.size) > 100
+
+
+def test_resegmented_run_has_the_later_version(real_data):
+    folder = real_data / "xenium" / "v3_cells_table"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is missing")
+    bundle = XeniumBundle.open(folder, partial=True)
+    assert bundle.version == "xenium-3.1.0.5" and bundle.pixel_size == 0.2125
+    cells = bundle.read_cells()
+    assert cells.nucleus_count.max() > 1 and cells.nucleus_count.min() == 0 and np.isfinite(cells.center).all()
+    with pytest.raises(InputError, match="different runs"):  # its matrix was made up
+        bundle.read_counts(cells.ids)
