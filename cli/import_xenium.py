@@ -15,8 +15,10 @@ Examples:
   stqp import-xenium outs --he he.ome.tif --alignment keypoints.csv --project slide \\
       --labels typed.h5ad --label-key cell_type --as detections
 
-The alignment is what Xenium Explorer exports: a 3x3 csv that maps H&E pixels to morphology pixels, or
-keypoints. Labels are cell_id,label (csv, tsv, parquet), 10x's clusters.csv as it is, or an .h5ad.
+The alignment is what Xenium Explorer exports: a 3x3 csv that maps H&E pixels to morphology pixels,
+keypoints, or a zip of both; or six numbers "a,b,c,d,e,f" with x' = a x + b y + c and y' = d x + e y + f, as
+text, .json or .npy. How well the nuclei lie on the stain is measured and reported.
+Labels are cell_id,label (csv, tsv, parquet), 10x's clusters.csv as it is, or an .h5ad.
 Without a class map, labels that are Neoplastic, Inflammatory, Connective, Dead or Epithelial become
 these classes and others stay as they are; with one, labels that it lacks become Unknown.
 
@@ -28,7 +30,34 @@ corrected or deleted in QuPath since.
 @click.command(epilog=EPILOG)
 @click.argument("outs", type=PATH)
 @click.option("--he", required=True, type=PATH, metavar="IMAGE", help="The H&E of the same section.")
-@click.option("--alignment", required=True, metavar="CSV|identity", help="Of the H&E to the morphology image.")
+@click.option("--alignment", required=True, metavar="FILE|identity", help="Of the H&E to the morphology image.")
+@click.option(
+    "--alignment-direction",
+    type=click.Choice(["he-to-morphology", "morphology-to-he", "auto"]),
+    default="he-to-morphology",
+    show_default=True,
+    help="What the matrix maps. Xenium Explorer's maps H&E pixels; auto asks the slide.",
+)
+@click.option(
+    "--keypoint-fit",
+    type=click.Choice(["affine", "similarity"]),
+    default="affine",
+    show_default=True,
+    help="What is fitted to keypoints; a similarity turns, scales, moves and mirrors only.",
+)
+@click.option(
+    "--refine",
+    type=click.Choice(["off", "shift", "affine", "smooth"]),
+    default="off",
+    show_default=True,
+    help="Move the nuclei to where the haematoxylin is, if that is clear and better.",
+)
+@click.option(
+    "--refine-limit", type=float, default=15.0, show_default=True, metavar="UM", help="No nucleus is moved farther."
+)
+@click.option(
+    "--no-qc", "qc", flag_value=False, default=True, help="Do not hold the nuclei against the stain of the slide."
+)
 @click.option("--project", required=True, type=PATH, metavar="DIR", help="QuPath project; made where there is none.")
 @click.option("--labels", type=PATH, metavar="FILE", help="Labels of the cells. Without, every nucleus is Unknown.")
 @click.option("--label-key", metavar="KEY", help="Column of the labels; for .h5ad of obs.")

@@ -45,10 +45,8 @@ def settle_direction(
     Raises
     ------
     UsageError
-        For another direction, or one that contradicts the kind of alignment.
+        For a direction that contradicts the kind of alignment.
     """
-    if direction not in DIRECTIONS:
-        raise UsageError(f"expected one of {', '.join(DIRECTIONS)} as direction of the alignment, found {direction!r}")
     if direction == DIRECTIONS[0] or aligned.source == IDENTITY:
         return aligned, ""
     if aligned.keypoints is not None:

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stqp.alignment.checks import check_bounds, check_stain, settle_direction
+from stqp.alignment.checks import DIRECTIONS, check_bounds, check_stain, settle_direction
 from stqp.alignment.correction import Correction
 from stqp.alignment.matrix import Alignment
 from stqp.alignment.quality import AlignmentQuality, measure
-from stqp.alignment.refine import LIMIT_UM, Refinement, refine
+from stqp.alignment.refine import LIMIT_UM, Refinement, check_refinement, refine
+from stqp.errors import UsageError
 from stqp.polygons import Polygons
 from stqp.record import RunRecord
 from stqp.slides import Slide
@@ -76,6 +77,19 @@ class Placement:
         return self.correction.to_dict() if self.correction.moves else {}
 
 
+def check_options(direction: str, refine_by: str, refine_limit: float) -> None:
+    """Refuse options that make no sense before the long work.
+
+    Raises
+    ------
+    UsageError
+        Naming what was expected.
+    """
+    if direction not in DIRECTIONS:
+        raise UsageError(f"expected one of {', '.join(DIRECTIONS)} as direction of the alignment, found {direction!r}")
+    check_refinement(refine_by, refine_limit)
+
+
 def place(
     aligned: Alignment,
     pixel_size: float,
@@ -115,6 +129,7 @@ def place(
     UsageError
         When an option makes no sense.
     """
+    check_options(direction, refine_by, refine_limit)
     aligned, spoke = settle_direction(aligned, direction, pixel_size, slide, nuclei_um)
     if spoke:
         record.count("alignment's direction", spoke)

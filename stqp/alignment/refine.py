@@ -68,6 +68,20 @@ class Refinement:
         return {**result, "before": self.before.to_dict(), "after": self.after.to_dict()}
 
 
+def check_refinement(kind: str, limit_um: float) -> None:
+    """Refuse a kind or a bound that make no sense.
+
+    Raises
+    ------
+    UsageError
+        Naming what was expected.
+    """
+    if kind not in KINDS:
+        raise UsageError(f"expected one of {', '.join(KINDS)} to refine the alignment by, found {kind!r}")
+    if not 0 < limit_um <= 100:
+        raise UsageError(f"expected a bound of the refinement between 0 and 100 µm, found {limit_um:g}")
+
+
 def refine(
     slide: Slide,
     polygons: Polygons,
@@ -100,10 +114,7 @@ def refine(
     UsageError
         When `kind` or `limit_um` make no sense.
     """
-    if kind not in KINDS:
-        raise UsageError(f"expected one of {', '.join(KINDS)} to refine the alignment by, found {kind!r}")
-    if not 0 < limit_um <= 100:
-        raise UsageError(f"expected a bound of the refinement between 0 and 100 µm, found {limit_um:g}")
+    check_refinement(kind, limit_um)
     centers = polygons.centroid()
     windows = Windows(slide, mpp, Grid.choose(centers, mpp, (slide.width, slide.height), max_fields), kind != "off")
     before = measure_in(windows, polygons, centers)

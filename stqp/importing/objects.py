@@ -45,6 +45,7 @@ def to_objects(sample: SpatialSample, as_kind: str, ids: Objects) -> PathObjects
     measurements = {TRANSCRIPTS: nuclei.transcripts.astype(np.float64), NUCLEUS_AREA: nuclei.area}
     if np.isfinite(nuclei.confidence).any():
         measurements[CONFIDENCE] = nuclei.confidence
+    measurements.update(sample.extra.get("measurements", {}))
     outlines, inner = nuclei.polygons, None
     if kind == ObjectKind.CELL:
         inner = outlines

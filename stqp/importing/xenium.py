@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stqp import files
+from stqp.alignment.refine import LIMIT_UM
 from stqp.errors import InputError, UsageError
 from stqp.hdf5 import write_anndata
 from stqp.importing.objects import KINDS, class_table, to_objects
@@ -48,6 +49,11 @@ def import_xenium(
     mpp: float | None = None,
     nuclei_source: str = "polygons",
     backend: str = DEFAULT_BACKEND,
+    alignment_direction: str = "he-to-morphology",
+    keypoint_fit: str = "affine",
+    qc: bool = True,
+    refine: str = "off",
+    refine_limit: float = LIMIT_UM,
     progress: Callable[[int, int], None] | None = None,
 ) -> RunRecord:
     """Turn a Xenium run and its H&E into typed nuclei of a QuPath project.
@@ -61,7 +67,8 @@ def import_xenium(
     he
         The H&E image of the same section.
     alignment
-        csv of a 3x3 matrix from H&E to morphology pixels, csv of keypoints, or ``identity``.
+        csv of a 3x3 matrix from H&E to morphology pixels, csv of keypoints, Explorer's zip of both, six or nine
+        numbers row by row (as text, ``.json`` or ``.npy``), or ``identity``.
     project
         Folder of the QuPath project; made where there is none.
     labels
@@ -83,6 +90,16 @@ def import_xenium(
         Outlines of the run's tables, simplified for display, or of the masks of its segmentation.
     backend : {"native", "paquo"}
         What writes the project, see `stqp.qupath.backends`.
+    alignment_direction : {"he-to-morphology", "morphology-to-he", "auto"}
+        What the matrix maps; ``auto`` asks the slide's pixel size, its bounds and its stain.
+    keypoint_fit : {"affine", "similarity"}
+        What is fitted to keypoints.
+    qc
+        Measure how well the nuclei lie on the haematoxylin, see `stqp.alignment.measure`.
+    refine : {"off", "shift", "affine", "smooth"}
+        Correct the alignment by the haematoxylin, see `stqp.alignment.refine`.
+    refine_limit
+        µm by which a refinement moves a nucleus at most.
     progress
         Called with (steps done, steps in all).
 
@@ -110,7 +127,23 @@ def import_xenium(
         if progress is not None:
             progress(done, _STEPS)
 
-    sample = read_xenium_sample(outs, he, alignment, labels, label_key, class_map, name, mpp, record, nuclei_source)
+    sample = read_xenium_sample(
+        outs,
+        he,
+        alignment,
+        labels,
+        label_key,
+        class_map,
+        name,
+        mpp,
+        record,
+        nuclei_source,
+        alignment_direction=alignment_direction,
+        keypoint_fit=keypoint_fit,
+        qc=qc,
+        refine=refine,
+        refine_limit=refine_limit,
+    )
     step(1)
     source, run = f"{COMMAND}:{sample.id}", uuid.uuid4().hex[:12]
     ids = object_uuids(sample.id, sample.nuclei.cell_id, sample.nuclei.position)
@@ -227,6 +260,8 @@ def _describe(sample: SpatialSample, run: str, record: RunRecord, entry: Project
         "expression": mine.get("expression", default) if isinstance(mine, dict) else default,
         "coverage": own_coverage + [ring for other in others.values() for ring in other["coverage"]],
     }
+    if sample.extra.get("refinement"):
+        description["refinement"] = sample.extra["refinement"]
     if others:
         description["own_coverage"] = own_coverage
         description["other_samples"] = others
