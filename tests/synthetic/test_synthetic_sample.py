@@ -2,6 +2,7 @@ import hashlib
 
 import h5py
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from support import best_iou
@@ -12,6 +13,7 @@ from stqp.slides import open_slide
 from stqp.synthetic import make_sample
 from stqp.synthetic.bundle import cell_id
 from stqp.synthetic.counts import FINE_TYPES
+from stqp.synthetic.versions import MADE
 from stqp.taxonomy import VISUAL_CLASSES, read_class_map
 
 
@@ -81,7 +83,6 @@ def test_bundle_holds_what_is_hard_about_xenium(sample):
 
 
 def test_markers_tell_the_fine_types(sample):
-    import pandas as pd
     from scipy import sparse
 
     truth = pq.read_table(sample.nuclei).to_pandas().drop_duplicates("cell_id").set_index("cell_id")
@@ -102,8 +103,6 @@ def test_markers_tell_the_fine_types(sample):
 
 
 def test_labels_and_class_map_give_the_truth(sample):
-    import pandas as pd
-
     truth = pq.read_table(sample.nuclei).to_pandas()
     mapping = read_class_map(sample.class_map)
     labels = pd.read_csv(sample.labels).set_index("cell_id")["label"]
@@ -153,3 +152,64 @@ def test_cell_ids_are_written_as_the_instrument_does():
 
     numbers = np.array([0, 1, 15, 16, 255, 2**31, 2**32 - 1], np.uint32)
     assert cell_id(numbers).tolist() == [slow(int(n)) for n in numbers]
+
+
+@pytest.fixture(scope="module", params=sorted(MADE))
+def made(request, tmp_path_factory):
+    return request.param, make_sample(tmp_path_factory.mktemp("made"), seed=7, size=(701, 597), version=request.param)
+
+
+def table(sample, stem):
+    """A table of the bundle as pandas, whatever its ending."""
+    path = next(p for end in (".parquet", ".csv.gz") if (p := sample.outs / f"{stem}{end}").is_file())
+    return pq.read_table(path).to_pandas() if path.suffix == ".parquet" else pd.read_csv(path)
+
+
+def test_versions_differ_where_the_instrument_does(made):
+    version, sample = made
+    names = {p.relative_to(sample.outs).as_posix() for p in sample.outs.rglob("*") if p.is_file()}
+    assert ("cells.csv.gz" in names) == (version in ("1.0", "1.9", "3.0"))
+    assert ("cells.parquet" in names) == (version != "1.0")
+    assert {"cell_feature_matrix.h5", "cell_feature_matrix.zarr.zip", "cell_feature_matrix/matrix.mtx.gz"} <= names
+    cells, nuclei = table(sample, "cells"), table(sample, "nucleus_boundaries")
+    kind = {"1.0": int, "1.3": bytes}.get(version, str)
+    assert isinstance(cells.cell_id.iloc[0].item() if version == "1.0" else cells.cell_id.iloc[0], kind)
+    assert ("label_id" in nuclei) == (version in ("2.0", "3.0", "4.0", "ranger"))
+    assert ("nucleus_count" in cells) == (not version.startswith("1."))
+    assert ("genomic_control_counts" in cells) == (version in ("3.0", "4.0", "ranger"))
+    assert ("unassigned_codeword_counts" in cells) == (version != "1.0")
+    per_cell = nuclei.groupby("cell_id").size()
+    ring = 13 if version.startswith("1.") else 25
+    several = (per_cell > ring).sum()
+    assert set(per_cell % ring) == {0} and (several >= 3) == (not version.startswith("1."))
+    assert (len(per_cell) < len(cells)) == (not version.startswith("1."))
+    counts = [c for c in cells.columns if c.endswith("_counts") and c != "total_counts"]
+    assert (cells[counts].sum(axis=1) == cells.total_counts).all() or version == "1.0"
+
+
+def test_masks_hold_the_same_nuclei(made):
+    import zarr
+
+    version, sample = made
+    store = zarr.storage.ZipStore(sample.outs / "cells.zarr.zip", mode="r")
+    root = zarr.open_group(store=store, mode="r")
+    assert root.metadata.zarr_format == 2
+    mask = root["masks/0"][:]
+    assert sorted(np.unique(mask[mask > 0])) == list(range(1, sample.n_nuclei + 1))
+    assert ("polygon_sets" in root) == (not version.startswith("1."))
+    assert ("seg_mask_value" in root) == (version in ("1.3", "1.9"))
+    assert root["cell_id"].shape == ((sample.n_cells,) if version == "1.0" else (sample.n_cells, 2))
+    # a pixel of each nucleus, taken to the H&E, is of that nucleus
+    truth = np.load(sample.outlines)
+    y, x = np.nonzero(mask)
+    matrix = np.linalg.inv(np.loadtxt(sample.alignment, delimiter=","))
+    he = (np.column_stack([x + 0.5, y + 0.5, np.ones(len(x))]) @ matrix.T)[:, :2].astype(int)
+    inside = ((he >= 0) & (he < sample.size)).all(axis=1)
+    there = np.load(sample.instances)["inst"][he[inside, 1], he[inside, 0]]
+    assert (there == truth["instance"][mask[y, x][inside] - 1]).mean() > (0.95 if version.startswith("1.") else 0.97)
+    store.close()
+
+
+def test_unknown_versions_are_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"writes the versions 1\.0, 1\.3"):
+        make_sample(tmp_path, size=(300, 300), version="7")
