@@ -6,7 +6,7 @@
  * In QuPath: Automate > Project scripts > colour classes, then Run; set what to hide below.
  * Command line: QuPath script colour_classes.groovy --project=project.qpproj
  * Arguments: none for the colours alone; hide NAME ..., show NAME ..., only NAME ... (hide all others), show (all).
- *            The name stqp stands for all of its classes, - for objects without a class.
+ *            The name stqp stands for the visual classes and Unknown, - for objects without a class.
  * QuPath 0.4 to 0.7. Hiding needs QuPath's window; colours are written into the project at once.
  */
 
@@ -64,7 +64,7 @@ Platform.runLater {
         }
         def all = (list + present + [PathClass.getNullClass()]).findAll { it != null }.unique()
         def named = todo.drop(1).collectMany {
-            it == "stqp" ? ours : [it == "-" ? PathClass.getNullClass() : PathClass.fromString(it)]
+            it == "stqp" ? ours.take(6) : [it == "-" ? PathClass.getNullClass() : PathClass.fromString(it)]
         }
         all.each { pathClass ->
             def isNamed = pathClass in named

@@ -78,7 +78,7 @@ places.each { parent, olds ->
 }
 hierarchy.fireHierarchyChangedEvent(this)
 hierarchy.getSelectionModel().setSelectedObjects(made.values() as List, null)
-println "${made.size()} detections are annotations now"
+println "${getProjectEntry()?.getImageName() ?: 'this image'}: ${made.size()} made annotations"
 
 /** Checksum of an outline as stqp notes it: of its vertices as floats, sorted by x, then y. */
 @CompileStatic

@@ -42,7 +42,9 @@ def metadata = { since06 ? (it.hasMetadata() ? it.getMetadata() : [:]) : it.getU
 def nuclei = chosen.findAll { metadata(it).get("stqp.source") != null }
 if (nuclei && name != "Ignore") {
     println "${nuclei.size()} of the annotations are nuclei of stqp; they stay what they are"
-    chosen.removeAll(nuclei as Set)
+    chosen = chosen.findAll { !(it in nuclei) }
+    if (!chosen)
+        return
 }
 def pathClass = PathClass.fromString(name)
 if (pathClass.getColor() == null || !(pathClass in (gui?.getAvailablePathClasses() ?: getProject()?.getPathClasses() ?: [])))
@@ -69,4 +71,4 @@ if (gui != null)
     }
 else if (getProject() != null && !getProject().getPathClasses().contains(pathClass))
     getProject().setPathClasses(getProject().getPathClasses() + pathClass)
-println "${chosen.size()} annotations are ${name} now"
+println "${getProjectEntry()?.getImageName() ?: 'this image'}: ${chosen.size()} marked ${name}"
