@@ -80,6 +80,27 @@ corrected or deleted in QuPath since.
     help="The run's outlines, simplified for display, or the masks of its segmentation, pixel by pixel.",
 )
 @click.option(
+    "--region",
+    metavar="FILE|annotation:NAME",
+    help="Import a part: Explorer's selection csv, GeoJSON on the H&E, or an annotation drawn in QuPath.",
+)
+@click.option("--min-transcripts", type=int, metavar="N", help="Nuclei of cells with fewer become Unknown.")
+@click.option(
+    "--max-control-fraction", type=float, metavar="F", help="Nuclei of cells with more controls become Unknown."
+)
+@click.option("--min-area", type=float, metavar="UM2", help="Leave out smaller nuclei, in µm².")
+@click.option("--max-area", type=float, metavar="UM2", help="Leave out larger nuclei, in µm².")
+@click.option(
+    "--max-overlap",
+    type=float,
+    default=0.5,
+    show_default=True,
+    metavar="F",
+    help="Of two nuclei that share more of the smaller's area, the one with more transcripts stays.",
+)
+@click.option("--min-stain", type=float, metavar="C", help="Leave out nuclei with less contrast of haematoxylin.")
+@click.option("--tissue-only", is_flag=True, help="Leave out nuclei that lie on the glass.")
+@click.option(
     "--discard-corrections",
     "keep_corrections",
     flag_value=False,

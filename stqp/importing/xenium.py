@@ -18,6 +18,7 @@ from stqp.alignment.refine import LIMIT_UM
 from stqp.errors import InputError, UsageError
 from stqp.hdf5 import write_anndata
 from stqp.importing.objects import KINDS, class_table, to_objects
+from stqp.importing.region import find_region
 from stqp.importing.staged import StagedFiles
 from stqp.qupath.backends import DEFAULT_BACKEND, check_backend, open_project
 from stqp.qupath.entry import ProjectEntry
@@ -27,6 +28,7 @@ from stqp.record import RunRecord
 from stqp.sample import SpatialSample
 from stqp.slides import open_slide
 from stqp.sources.building import read_xenium_sample
+from stqp.sources.filters import Filters
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,14 @@ def import_xenium(
     qc: bool = True,
     refine: str = "off",
     refine_limit: float = LIMIT_UM,
+    region: str | Path | None = None,
+    min_transcripts: int | None = None,
+    max_control_fraction: float | None = None,
+    min_area: float | None = None,
+    max_area: float | None = None,
+    max_overlap: float | None = 0.5,
+    min_stain: float | None = None,
+    tissue_only: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> RunRecord:
     """Turn a Xenium run and its H&E into typed nuclei of a QuPath project.
@@ -100,6 +110,11 @@ def import_xenium(
         Correct the alignment by the haematoxylin, see `stqp.alignment.refine`.
     refine_limit
         µm by which a refinement moves a nucleus at most.
+    region
+        Part of the run to import: csv of a selection in Xenium Explorer, GeoJSON in H&E pixels, or
+        ``annotation:NAME`` for what somebody drew on the image in the project.
+    min_transcripts, max_control_fraction, min_area, max_area, max_overlap, min_stain, tissue_only
+        See `stqp.sources.filters.Filters`.
     progress
         Called with (steps done, steps in all).
 
@@ -121,6 +136,10 @@ def import_xenium(
     if as_kind not in KINDS:
         raise UsageError(f"expected one of {', '.join(KINDS)} to make of the nuclei, found {as_kind!r}")
     check_backend(backend)
+    filters = Filters(
+        min_transcripts, max_control_fraction, min_area, max_area, max_overlap, min_stain, tissue_only
+    )  # fmt: skip
+    part = None if region is None else find_region(region, project, he)
     record = RunRecord(COMMAND, arguments)
 
     def step(done: int) -> None:
@@ -140,6 +159,8 @@ def import_xenium(
         nuclei_source,
         alignment_direction=alignment_direction,
         keypoint_fit=keypoint_fit,
+        region=part,
+        filters=filters,
         qc=qc,
         refine=refine,
         refine_limit=refine_limit,

@@ -18,7 +18,7 @@ from stqp.inference import tiles
 from stqp.inference.detections import Detections
 from stqp.inference.model import Predictor, downsample_of
 from stqp.inference.store import MapStore
-from stqp.inference.tissue import broken_file, find_tissue
+from stqp.tissue import broken_file, find_tissue
 from stqp.slides import Slide
 
 logger = logging.getLogger(__name__)

@@ -100,7 +100,7 @@ def uri_builders(content: Any) -> Iterator[dict[str, Any]]:
 def series_of(builder: dict[str, Any]) -> int:
     """Number of the image within its file, 0 for the first and where nothing is said."""
     args = [str(a) for a in builder.get("args") or []]
-    for flag, value in zip(args, [*args[1:], ""], strict=True):
+    for flag, value in zip(args, [*args[1:], ""], strict=False):
         if flag == "--series" and value.isdigit():
             return int(value)
         if flag.startswith("--series=") and flag[9:].isdigit():

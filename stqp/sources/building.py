@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from pathlib import Path
 
@@ -9,15 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stqp.alignment import place, read_alignment
-from stqp.alignment.placing import check_options
+from stqp.alignment.placing import STAIN_CONTRAST, check_options
 from stqp.alignment.refine import LIMIT_UM
 from stqp.errors import UsageError
 from stqp.polygons import Polygons
 from stqp.record import RunRecord
 from stqp.sample import CellTable, NucleusTable, SpatialSample
 from stqp.slides import open_slide
+from stqp.sources.filters import Filters
 from stqp.sources.labels import read_labels, to_classes
 from stqp.sources.matching import assign
+from stqp.sources.regions import Region
+from stqp.sources.selection import select
 from stqp.sources.xenium import Outlines, XeniumBundle, XeniumCells, slug
 from stqp.sources.xenium_nuclei import check_counts, check_places
 from stqp.taxonomy import UNKNOWN, read_class_map
@@ -41,6 +45,8 @@ def read_xenium_sample(
     qc: bool = True,
     refine: str = "off",
     refine_limit: float = LIMIT_UM,
+    region: Region | None = None,
+    filters: Filters | None = None,
 ) -> SpatialSample:
     """Read a sample.
 
@@ -68,6 +74,10 @@ def read_xenium_sample(
         See `stqp.alignment.place`.
     keypoint_fit
         As `model` of `stqp.alignment.read_alignment`.
+    region
+        The part of the run to read; None is all of it.
+    filters
+        Which nuclei and labels are good enough; None is `Filters` as it stands.
 
     Raises
     ------
@@ -107,20 +117,25 @@ def read_xenium_sample(
         placed = place(
             aligned, bundle.pixel_size, slide, nuclei.polygons, record, alignment_direction, qc, refine, refine_limit
         )
+        polygons = placed.polygons(nuclei.polygons)
+        area, transcripts = nuclei.polygons.area(), np.asarray(counts.matrix.sum(axis=1)).ravel().astype(np.int64)
+        measured = placed.measurements()
+        chosen = None if region is None else placed.polygons(region.polygons) if region.in_um else region.polygons
+        kept, untyped = select(
+            polygons, slide, placed.mpp, record, filters or Filters(), area, transcripts[nuclei.cell], counts.controls[nuclei.cell],
+            chosen, measured.get(STAIN_CONTRAST),
+        )  # fmt: skip
     agreed = placed.mpp
     if slide_mpp is None:
         record.warn(f"{he} does not state its pixel size; took {agreed:.4f} µm from the alignment")
     coverage = [placed.polygons(_covered(nuclei, outlines, cells)).coords]
-    polygons = placed.polygons(nuclei.polygons)
-    inside = _inside(polygons, size)
+    if chosen is not None:
+        coverage = _within(coverage, chosen)
     for skipped in (nuclei.skipped, {} if outlines is None else outlines.skipped, counts.skipped):
         for reason, number in skipped.items():
             record.skip(reason, number)
     record.skip("centres of cells that are no number (left empty)", int(np.isnan(cells.center[:, 0]).sum()))
-    record.skip("nuclei outside of the image", int((~inside).sum()))
-    kept = np.flatnonzero(inside)
     of_cell = nuclei.cell[kept]
-    transcripts = np.asarray(counts.matrix.sum(axis=1)).ravel().astype(np.int64)
 
     cell_labels, nucleus_labels = np.full(len(cells.ids), None, object), np.full(len(kept), None, object)
     confidence = np.full(len(kept), np.nan)
@@ -131,6 +146,7 @@ def read_xenium_sample(
             record.skip(reason, number)
         for warning in assigned.warnings:
             record.warn(warning)
+    nucleus_labels[untyped], confidence[untyped] = None, np.nan
     classes, lacking = to_classes(nucleus_labels, mapping)
     cell_classes, _ = to_classes(cell_labels, mapping)
     for label, number in lacking.items():
@@ -174,11 +190,11 @@ def read_xenium_sample(
         to_he=placed.refined_to_he,
         coverage=coverage,
         nuclei=NucleusTable(
-            polygons=polygons if inside.all() else polygons.take(kept),
+            polygons=polygons if len(kept) == len(polygons) else polygons.take(kept),
             cell=of_cell,
             cell_id=cells.ids[of_cell],
             position=nuclei.position[kept],
-            area=nuclei.polygons.area()[kept],
+            area=area[kept],
             transcripts=transcripts[of_cell],
             labels=nucleus_labels,
             classes=classes,
@@ -202,7 +218,7 @@ def read_xenium_sample(
             "control_kinds": counts.control_kinds,
             "proteins": counts.proteins,
             "protein_names": counts.protein_names,
-            "measurements": {name: values[kept] for name, values in placed.measurements().items()},
+            "measurements": {name: values[kept] for name, values in measured.items()},
             "refinement": placed.describe(),
         },
     )
@@ -218,11 +234,28 @@ def _covered(nuclei: Outlines, outlines: Outlines | None, cells: XeniumCells) ->
     return Polygons.from_rings([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], [0, 4])
 
 
-def _inside(polygons: Polygons, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Whether the centre of each polygon is on the image."""
-    center = polygons.centroid()
-    x, y = center[:, 0], center[:, 1]
-    return np.asarray((x >= 0) & (x < size[0]) & (y >= 0) & (y < size[1]))
+def _within(coverage: list[NDArray[np.float64]], region: Polygons) -> list[NDArray[np.float64]]:
+    """Rings of what is covered and in the region."""
+    import shapely
+
+    covered = shapely.union_all([shapely.Polygon(ring) for ring in coverage])
+    whole = shapely.union_all(shapely.make_valid(region.to_shapely()))
+    pieces = list(shapely.get_parts(shapely.intersection(covered, whole)))
+    simple = []
+    while pieces:
+        piece = pieces.pop()
+        if piece.geom_type != "Polygon" or not piece.area:
+            continue
+        if not len(piece.interiors):
+            simple.append(piece)
+            continue
+        # coverage has no holes: the piece is cut through one
+        x0, y0, x1, y1 = piece.bounds
+        cut = shapely.Polygon(piece.interiors[0]).centroid.x
+        for side in (shapely.box(x0, y0, cut, y1), shapely.box(cut, y0, x1, y1)):
+            pieces += shapely.get_parts(shapely.intersection(piece, side)).tolist()
+    both = Polygons.from_shapely(simple)
+    return [both.coords[a:b] for a, b in itertools.pairwise(both.ring_offsets)]
 
 
 def _by_cell(outlines: Outlines, cells: int) -> Polygons:

@@ -34,6 +34,11 @@ class Filters:
     max_overlap : float
         Share of the smaller of two nuclei that may lie on the other; beyond, the one whose cell has fewer
         transcripts is left out (then the smaller, then the later).
+    min_stain : float
+        Contrast of haematoxylin under the nucleus to its surroundings; one with less is left out, as the image
+        shows none there. Nuclei whose contrast was not measured stay.
+    tissue_only : bool
+        Leave out nuclei that lie on the glass.
     """
 
     min_transcripts: int | None = None
@@ -41,11 +46,15 @@ class Filters:
     min_area: float | None = None
     max_area: float | None = None
     max_overlap: float | None = 0.5
+    min_stain: float | None = None
+    tissue_only: bool = False
 
     def __post_init__(self) -> None:
         """Refuse limits that nothing or everything meets."""
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name == "min_stain":
+                continue  # a contrast may be negative
             if value is not None and not 0 <= value < np.inf:
                 raise UsageError(f"expected a number from 0 on for {field.name.replace('_', ' ')}, found {value}")
         for name in ("max_control_fraction", "max_overlap"):
@@ -75,7 +84,14 @@ class Filtered:
     skipped: dict[str, int]
 
 
-def apply_filters(filters: Filters, polygons: Polygons, area: Floats, transcripts: Ints, controls: Ints) -> Filtered:
+def apply_filters(
+    filters: Filters,
+    polygons: Polygons,
+    area: Floats,
+    transcripts: Ints,
+    controls: Ints,
+    stain: Floats | None = None,
+) -> Filtered:
     """Apply limits to nuclei.
 
     Parameters
@@ -88,6 +104,13 @@ def apply_filters(filters: Filters, polygons: Polygons, area: Floats, transcript
         µm².
     transcripts, controls : int64 (n,)
         Of the nucleus's cell.
+    stain : float64 (n,)
+        Contrast of haematoxylin under the nucleus; NaN where it was not measured.
+
+    Raises
+    ------
+    UsageError
+        When a limit of the contrast is asked for and none was measured.
     """
     n = len(polygons)
     keep, untyped = np.ones(n, bool), np.zeros(n, bool)
@@ -101,6 +124,10 @@ def apply_filters(filters: Filters, polygons: Polygons, area: Floats, transcript
         leave_out(area < filters.min_area, f"nuclei of less than {filters.min_area:g} µm²")
     if filters.max_area is not None:
         leave_out(area > filters.max_area, f"nuclei of more than {filters.max_area:g} µm²")
+    if filters.min_stain is not None:
+        if stain is None or not np.isfinite(stain).any():
+            raise UsageError("--min-stain needs the measure of the alignment; leave out --no-qc")
+        leave_out(stain < filters.min_stain, f"nuclei with a stain contrast below {filters.min_stain:g}")
     if filters.max_overlap is not None:
         lost = np.zeros(n, bool)
         index = np.flatnonzero(keep)

@@ -39,6 +39,13 @@ class TissueMask:
         right, bottom = int(np.ceil(x1 / self.step)), int(np.ceil(y1 / self.step))
         return bool(self.mask[top:bottom, left:right].any())
 
+    def at(self, xy: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Whether there is tissue at places in full-resolution px; bool (n,)."""
+        height, width = self.mask.shape
+        column = np.clip(xy[:, 0] / self.step, 0, width - 1).astype(np.int64)
+        row = np.clip(xy[:, 1] / self.step, 0, height - 1).astype(np.int64)
+        return np.asarray(self.mask[row, column])
+
 
 @contextmanager
 def broken_file(slide: Slide) -> Iterator[None]:
