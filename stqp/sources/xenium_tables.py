@@ -142,7 +142,7 @@ def read_outlines(path: Path, cell_ids: Objects, what: str, version: str) -> Out
     number = np.asarray(table[LABEL_ID].to_numpy()).astype(np.int64) if numbered else None
     xy = np.empty((table.num_rows, 2))
     for axis, name in enumerate(VERTEX):
-        xy[:, axis] = floats(table[name])
+        xy[:, axis] = table[name].to_numpy()
     del table
     first = _starts(ids, number)
     if _apart(ids, number, first):
