@@ -106,7 +106,8 @@ class Group:
         for n, where in by_length(counts):
             raw = [windows(self.data, 4 * n)[first[where]].view(">f4").reshape(-1, n) for first in starts]
             vertices = np.empty((len(raw[0]), n, 2))
-            vertices[:, :, 0], vertices[:, :, 1] = raw
+            with np.errstate(invalid="ignore"):  # not every NaN of a damaged file is a quiet one
+                vertices[:, :, 0], vertices[:, :, 1] = raw
             windows(out, 16 * n, 16)[offsets[where]] = vertices.reshape(-1).view(f"V{16 * n}")
 
 
