@@ -11,9 +11,11 @@ from stqp import __version__
 COMMANDS = {
     "demo": ("demo", "Make a small sample and run the whole chain on it."),
     "import-xenium": ("import_xenium", "Turn a Xenium run and its H&E into a QuPath project."),
+    "qc-alignment": ("qc_alignment", "Measure how well nuclei lie on the stain of their slide."),
     "train": ("train", "Train a HoVer-Net from the typed nuclei of QuPath projects."),
     "predict": ("predict", "Find and type nuclei on slides, into QuPath projects."),
     "evaluate": ("evaluate", "Score predicted nuclei against the truth."),
+    "scripts": ("scripts", "List stqp's scripts for QuPath, and put them into a project."),
     "project": ("project", "Look at QuPath projects, check, change and merge them."),
 }
 

@@ -122,7 +122,7 @@ class Alignment:
         if self.source == IDENTITY:
             reason = "the H&E is not in the frame of the morphology image; give the alignment's csv"
         elif abs(inverse / slide_mpp - 1) <= SCALE_TOLERANCE:
-            reason = "the matrix is inverted: it must map H&E pixels to morphology pixels"
+            reason = "the matrix is inverted: it must map H&E pixels to morphology pixels (--alignment-direction)"
         elif level != 1 and abs(ratio / level - 1) <= SCALE_TOLERANCE:
             reason = f"the alignment was made on a level of the pyramid whose pixels are {level:g} times as large"
         else:

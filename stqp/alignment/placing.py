@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stqp.alignment.checks import DIRECTIONS, check_bounds, check_stain, settle_direction
 from stqp.alignment.correction import Correction
 from stqp.alignment.matrix import Alignment
-from stqp.alignment.quality import AlignmentQuality, measure
+from stqp.alignment.quality import MAX_FIELDS, AlignmentQuality, measure
 from stqp.alignment.refine import LIMIT_UM, Refinement, check_refinement, refine
 from stqp.errors import UsageError
 from stqp.polygons import Polygons
@@ -100,6 +100,7 @@ def place(
     qc: bool = True,
     refine_by: str = "off",
     refine_limit: float = LIMIT_UM,
+    max_fields: int | None = MAX_FIELDS,
 ) -> Placement:
     """Check an alignment against its slide, measure it, and refine it where that is asked for.
 
@@ -121,6 +122,8 @@ def place(
         Whether to hold the nuclei against the stain; a refinement does so in any case.
     refine_by, refine_limit
         As `kind` and `limit_um` of `stqp.alignment.refine.refine`.
+    max_fields
+        As for `stqp.alignment.measure`.
 
     Raises
     ------
@@ -157,7 +160,7 @@ def place(
         if not done.applied and done.before.is_bad:
             record.warn(f"the alignment was not refined: {done.reason}")
     elif qc:
-        placed = replace(placed, quality=measure(slide, nuclei, mpp))
+        placed = replace(placed, quality=measure(slide, nuclei, mpp, max_fields))
     if placed.quality is not None:
         warning = check_stain(placed.quality, aligned, pixel_size, slide, mpp, nuclei_um)
         record.count("alignment", placed.quality.text())

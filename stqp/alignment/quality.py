@@ -84,7 +84,7 @@ class AlignmentQuality:
         where = f"{self.distance:.1f} µm to the {side}"
         inside = f"{self.stained:.0%} of the nuclei have stain under them"
         if self.verdict == "good":
-            return f"good: {self.distance:.1f} µm off the stain, {inside}"
+            return f"good: {self.distance:.2f} µm off the stain, {inside}"
         if self.verdict == "fair":
             return f"fair: the nuclei lie {where} of the stain, {inside}"
         if self.verdict == "shifted":

@@ -18,6 +18,7 @@ MAX_RIVAL = 0.8  # height of the second peak, as a share of the first, up to whi
 MIN_SIGNAL = 6.0  # height of the peak over the surface's own noise
 _PATCH = 6  # px to each side of a peak
 _PLACES = np.mgrid[-2:3, -2:3].reshape(2, -1)[::-1].astype(np.float64)
+_FAINT = 0.01  # optical density; glass has a texture of its own, from compression
 _BLUNT_UM = 0.05  # no shift is known better than this
 
 
@@ -77,7 +78,7 @@ def find_peak(contrast: Image) -> Peak:
     middle = float(np.median(contrast[far]))
     spread = 1.4826 * float(np.median(np.abs(contrast[far] - middle)))
     height = float(contrast[y, x]) - middle
-    if height <= 0 or spread <= 0:
+    if height < _FAINT or spread <= 0:
         return Peak(shift, float(contrast[y, x]), float(contrast[reach, reach]), 1.0, 0.0, SEARCH_UM)
     slope = np.diff(contrast, axis=1)[:, 1:][far[:, 1:-1]].std() / STEP_UM
     error = float(slope / curvature) if inside else SEARCH_UM
