@@ -1,10 +1,14 @@
 """`stqp import-xenium`."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 from stqp_cli.common import PATH, backend_option, json_option, progress_bar, report, set_up_logging, verbose_option
+
+from stqp.files import without_nan
+from stqp.record import RunRecord
 
 EPILOG = """\b
 Examples:
@@ -14,6 +18,7 @@ Examples:
       --labels outs/analysis/clustering/gene_expression_graphclust/clusters.csv
   stqp import-xenium outs --he he.ome.tif --alignment keypoints.csv --project slide \\
       --labels typed.h5ad --label-key cell_type --as detections
+  stqp import-xenium --manifest cohort.csv --project cohort --nuclei-source masks
 
 The alignment is what Xenium Explorer exports: a 3x3 csv that maps H&E pixels to morphology pixels,
 keypoints, or a zip of both; or six numbers "a,b,c,d,e,f" with x' = a x + b y + c and y' = d x + e y + f, as
@@ -28,9 +33,15 @@ corrected or deleted in QuPath since.
 
 
 @click.command(epilog=EPILOG)
-@click.argument("outs", type=PATH)
-@click.option("--he", required=True, type=PATH, metavar="IMAGE", help="The H&E of the same section.")
-@click.option("--alignment", required=True, metavar="FILE|identity", help="Of the H&E to the morphology image.")
+@click.argument("outs", type=PATH, required=False)
+@click.option(
+    "--manifest",
+    type=PATH,
+    metavar="FILE",
+    help="Import many runs: csv or toml with outs, he, alignment and any other option, a run a row.",
+)
+@click.option("--he", type=PATH, metavar="IMAGE", help="The H&E of the same section.")
+@click.option("--alignment", metavar="FILE|identity", help="Of the H&E to the morphology image.")
 @click.option(
     "--alignment-direction",
     type=click.Choice(["he-to-morphology", "morphology-to-he", "auto"]),
@@ -110,7 +121,9 @@ corrected or deleted in QuPath since.
 @backend_option
 @json_option
 @verbose_option
-def command(as_json: bool, verbose: bool, outs: Path, project: Path, **options: Any) -> None:
+def command(
+    as_json: bool, verbose: bool, outs: Path | None, manifest: Path | None, project: Path, **options: Any
+) -> None:
     """Turn the Xenium run in OUTS and its H&E into a QuPath project of typed nuclei.
 
     OUTS is the run's output folder, the one that holds experiment.xenium. Each nucleus becomes an object
@@ -118,11 +131,55 @@ def command(as_json: bool, verbose: bool, outs: Path, project: Path, **options: 
     gene are kept in the project's folder stqp/ as AnnData.
     """
     set_up_logging(verbose)
+    if manifest is not None:
+        _import_many(manifest, outs, project, options, as_json)
+        return
+    for value, name in ((outs, "OUTS"), (options["he"], "--he"), (options["alignment"], "--alignment")):
+        if value is None:
+            raise click.UsageError(f"missing {name}; give OUTS, --he and --alignment, or a --manifest of runs")
+    assert outs is not None
     from stqp.importing.xenium import import_xenium
 
     with progress_bar("Importing", "step") as progress:
         record = import_xenium(outs, project=project, progress=progress, **options)
+    report(record, as_json, *_classes(record), f"project: {record.results['project']}")
+
+
+def _import_many(manifest: Path, outs: Path | None, project: Path, options: dict[str, Any], as_json: bool) -> None:
+    from stqp.errors import StqpError
+    from stqp.importing.manifest import import_manifest
+
+    source = click.get_current_context().get_parameter_source
+    given = {k: v for k, v in options.items() if source(k) is not click.core.ParameterSource.DEFAULT}
+    if outs is not None or {"he", "name"} & given.keys():
+        raise click.UsageError("a --manifest names the runs; leave out OUTS, --he and --name")
+
+    def done(number: int, of: int, outcome: RunRecord | StqpError) -> None:
+        if as_json:
+            return
+        if isinstance(outcome, StqpError):
+            click.echo(f"\n{number} of {of} failed: {outcome}", err=True)
+        else:
+            click.echo(f"\n{number} of {of}: {outcome.results['sample']}")
+            report(outcome, False, *_classes(outcome))
+
+    with progress_bar("Importing", "step") as progress:
+        records, failed = import_manifest(manifest, project, given, done, progress)
+    if as_json:
+        content = {
+            "runs": [record.to_dict() for record in records],
+            "failed": [{"outs": name, "error": str(error)} for name, error in failed],
+        }
+        click.echo(json.dumps(without_nan(content), indent=2, ensure_ascii=False))
+    if failed:
+        names = "; ".join(f"{name}: {error}" for name, error in failed)
+        raise type(failed[0][1])(f"{len(failed)} of {len(failed) + len(records)} runs were not imported ({names})")
+
+
+def _classes(record: RunRecord) -> list[str]:
     classes = record.results["classes"]
     width = max(map(len, classes), default=0)
-    table = [f"  {name:<{width}} {number:>9,}" for name, number in classes.items()]
-    report(record, as_json, "classes of the nuclei written:", *table, f"project: {record.results['project']}")
+    return [
+        "classes of the nuclei written:",
+        *(f"  {name:<{width}} {number:>9,}" for name, number in classes.items()),
+    ]

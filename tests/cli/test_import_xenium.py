@@ -34,7 +34,7 @@ def call(monkeypatch, *arguments):
 def test_options_and_parameters_are_the_same():
     options = {p.name: p for p in command.params}
     parameters = inspect.signature(import_xenium).parameters
-    only_cli = {"as_json", "verbose"}  # how the run is shown
+    only_cli = {"as_json", "verbose", "manifest"}  # how the run is shown
     only_api = {"progress"}  # a callback
     assert set(options) - only_cli == set(parameters) - only_api
     needed = {name for name, p in parameters.items() if p.default is inspect.Parameter.empty}
