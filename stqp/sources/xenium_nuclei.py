@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,16 +80,10 @@ def replace_run_together(
     if several:
         noted["cells whose nuclei ran together in the table (split where their outlines close)"] = several
     if not tangled.any():
-        return Outlines(
-            nuclei.polygons, nuclei.cell, nuclei.label_id, nuclei.position, nuclei.skipped, noted, nuclei.mended
-        )
+        return replace(nuclei, noted=noted)
     if masks is None:
-        noted["cells whose nuclei ran together and could not be told apart (no masks to take them from)"] = int(
-            tangled.sum()
-        )
-        return Outlines(
-            nuclei.polygons, nuclei.cell, nuclei.label_id, nuclei.position, nuclei.skipped, noted, nuclei.mended
-        )
+        said = "cells whose nuclei ran together and could not be told apart (no masks to take them from)"
+        return replace(nuclei, noted={**noted, said: int(tangled.sum())})
     own = from_masks(masks, pixel_size, cell_ids)
     there = np.bincount(own.cell, minlength=len(cell_ids)) > 0
     tangled &= there

@@ -136,9 +136,7 @@ def read_outlines(path: Path, cell_ids: Objects, what: str, version: str) -> Out
 
     numbered = LABEL_ID in columns_of(path)
     table = read_numbers(path, [CELL_ID, *VERTEX, *([LABEL_ID] if numbered else [])], version)
-    if table[CELL_ID].num_chunks > 1:
-        table = table.combine_chunks()
-    ids = table[CELL_ID].chunk(0)
+    ids = _whole(table[CELL_ID])
     number = np.asarray(table[LABEL_ID].to_numpy()).astype(np.int64) if numbered else None
     xy = np.empty((table.num_rows, 2))
     for axis, name in enumerate(VERTEX):
@@ -261,6 +259,19 @@ def read_numbers(path: Path, columns: list[str], version: str) -> Any:
         if name != CELL_ID and not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
             raise InputError(f"expected numbers in the column {name} of {path}, found {kind}; {_WHOLE}")
     return table
+
+
+def _whole(column: Any) -> Any:
+    """A column as one array, also where its text is longer than 31 bits can count."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    wide = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}.get(column.type)
+    if wide is not None and column.nbytes >= 2**31:
+        column = column.cast(wide)
+    whole = column.combine_chunks()
+    return whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
 
 
 def _starts(ids: Any, number: Ints | None) -> Ints:

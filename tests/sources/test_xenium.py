@@ -63,6 +63,9 @@ def test_counts_are_joined_by_id_and_controls_left_out(outs):
     after = bundle.read_counts(cells.ids)
     order = table.set_index("cell_id").transcript_counts.loc[cells.ids]
     assert after.matrix.sum(axis=1).A1.tolist() == order.tolist() != table.transcript_counts.tolist()
+    assert not before.notes and after.notes == [
+        "the cells of cell_feature_matrix.h5 are in another order than those of the cells table; joined by id"
+    ]
 
 
 def test_cells_and_matrix_that_differ_are_counted(outs):
@@ -140,7 +143,7 @@ def test_csv_tables_are_read_as_parquet_is(outs):
     np.testing.assert_allclose(bundle.read_nuclei(again.ids).polygons.coords, nuclei.polygons.coords, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["bytes", "integers", "large"])
+@pytest.mark.parametrize("kind", ["bytes", "integers", "large", "dictionary"])
 def test_ids_of_other_versions(outs, kind):
     ids = pq.read_table(outs / "cells.parquet")["cell_id"].to_pylist()
     number = {cell: i + 1 for i, cell in enumerate(ids)}
@@ -148,6 +151,8 @@ def test_ids_of_other_versions(outs, kind):
     def convert(column):
         if kind == "integers":
             return pa.array([number[c] for c in column.to_pylist()], pa.int32())
+        if kind == "dictionary":
+            return column.dictionary_encode()
         return column.cast(pa.binary() if kind == "bytes" else pa.large_string())
 
     for stem in ("cells", "nucleus_boundaries"):
