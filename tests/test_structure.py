@@ -7,7 +7,19 @@ from pathlib import Path
 import stqp
 
 ROOT = Path(stqp.__file__).parent
-GROUND = {"errors", "files", "hdf5", "devices", "locking", "taxonomy", "polygonise", "polygons", "record", "slides"}
+GROUND = {
+    "errors",
+    "files",
+    "hdf5",
+    "devices",
+    "locking",
+    "taxonomy",
+    "polygonise",
+    "polygons",
+    "record",
+    "slides",
+    "tissue",
+}
 # the way of the data; a room may import from the rooms before it
 WAY = ["sample", "alignment", "sources", "celltyping", "qupath", "importing", "patches", "training", "inference"]
 WAY += ["evaluation", "report", "synthetic", "demo"]
