@@ -6,17 +6,19 @@ import io
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from stqp import files
 from stqp.errors import UsageError
 from stqp.qupath import qpdata, servers, uris
 from stqp.qupath.document import backup_of
 from stqp.qupath.folders import OBJECTS, STAGED, STQP_FOLDER
+from stqp.qupath.image import ImageData, Stains, WorkflowStep
 from stqp.qupath.interface import Replace
 from stqp.qupath.objects import PathObjects
 from stqp.qupath.pending import NEW_MARK, is_whole
@@ -228,6 +230,65 @@ class ProjectEntry:
             When the new objects cannot be written, or the project is open for reading only.
         """
         self._project.write_objects(self, new, replace)
+
+    def update_objects(self, index: ArrayLike, new: PathObjects) -> None:
+        """Put new objects in the place of some: order, parents and children stay, and so does all else.
+
+        Parameters
+        ----------
+        index : int (k,)
+            Positions in what `read_objects` gives, each once.
+        new
+            ``k`` objects in that order; their ids may be those of the old ones.
+
+        Raises
+        ------
+        InputError
+            When something else in the file refers to one of the old objects; nothing has changed then.
+        UsageError
+            When the new objects cannot be written, or the project is open for reading only.
+        """
+        self._project.update_objects(self, index, new)
+
+    def read_image_data(self) -> ImageData:
+        """Read the image's objects, type, stains, workflow and properties; an empty one when none were saved.
+
+        Raises
+        ------
+        InputError
+            When the file is broken.
+        """
+        path = self._current()
+        if not path.exists() and not backup_of(path).exists():
+            return ImageData(PathObjects.empty(), image_type="UNSET")
+        return qpdata.read_image_data(path)
+
+    def edit_image_data(
+        self,
+        *,
+        image_type: str | None = None,
+        stains: Stains | None = None,
+        steps: Sequence[WorkflowStep] = (),
+        properties: Mapping[str, str | int | float | bool] | None = None,
+    ) -> None:
+        """Change what is saved of the image beside its objects; see `stqp.qupath.qpdata.edit_image_data`."""
+        self._project.check_writable()
+        path = self._current()
+        if not path.exists() and not backup_of(path).exists():
+            self.write_objects(PathObjects.empty())
+            path = self._current()
+        target = self.folder / STAGED
+        qpdata.edit_image_data(
+            path, image_type=image_type, stains=stains, steps=steps, properties=properties, target=target
+        )
+        if self._staged is None:
+            self._staged = qpdata.read_objects(target)
+
+    def stage_update(self, index: ArrayLike, new: PathObjects) -> None:
+        """Write the file with replaced objects, to take its place when the project is saved."""
+        target = self.folder / STAGED
+        qpdata.update(self._current(), index, new, target)
+        self._staged = qpdata.read_objects(target)
 
     def stage_objects(self, new: PathObjects, replace: Replace | None) -> None:
         """Write the objects to a file that takes its place when the project is saved."""

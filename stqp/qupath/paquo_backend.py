@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from stqp import files
 from stqp.errors import EnvironmentProblem, InputError, UsageError
@@ -241,6 +242,14 @@ class PaquoEntry(ProjectEntry):
         if path.exists() or backup.exists():
             raise InputError(f"{path} cannot be read as QuPath data: its beginning or its end is missing; is it whole?")
         return None
+
+    def stage_update(self, index: ArrayLike, new: PathObjects) -> None:
+        """Refuse: QuPath's hierarchy cannot put an object in the place of another."""
+        raise UsageError("objects are replaced in their places by the native backend only; leave out --backend paquo")
+
+    def edit_image_data(self, **changes: Any) -> None:
+        """Refuse, as `stage_update`."""
+        raise UsageError("type, stains, workflow and properties are changed by the native backend only")
 
     def stage_objects(self, new: PathObjects, replace: Replace | None) -> None:
         """Have QuPath write the objects to a file that takes its place when the project is saved."""

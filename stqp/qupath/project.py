@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import ArrayLike
+
 from stqp.errors import InputError, UsageError
 from stqp.qupath import servers, uris
 from stqp.qupath.classes import colors_in_use
@@ -204,12 +206,22 @@ class QuPathProject(OpenedProject):
     def write_objects(self, entry: ProjectEntry, new: PathObjects, replace: Replace | None) -> None:
         """Do what `ProjectEntry.write_objects` says."""
         self.check_writable()
-        # the project's colour wins in QuPath, so it is the one to write
-        used = set(new.classes.tolist())
-        own = {name: color for name, color in self.classes.items() if name in used}
-        colored = dataclasses.replace(new, class_colors={**new.class_colors, **own})
+        colored = self._colored(new)
         entry.stage_objects(colored, replace)
         self.add_classes(colors_in_use(colored))
+
+    def update_objects(self, entry: ProjectEntry, index: ArrayLike, new: PathObjects) -> None:
+        """Do what `ProjectEntry.update_objects` says."""
+        self.check_writable()
+        colored = self._colored(new)
+        entry.stage_update(index, colored)
+        self.add_classes(colors_in_use(colored))
+
+    def _colored(self, new: PathObjects) -> PathObjects:
+        """Objects with the project's colours, as these are the ones that QuPath shows."""
+        used = set(new.classes.tolist())
+        own = {name: color for name, color in self.classes.items() if name in used}
+        return dataclasses.replace(new, class_colors={**new.class_colors, **own})
 
     def folder_names(self) -> dict[int, str]:
         """By the id of each image, the name that its folder of stqp's is to have."""
