@@ -26,6 +26,7 @@ _MARGIN = 56  # px around a field: the search, and what nuclei reach over its ed
 _SIDE = round(FIELD_UM / STEP_UM)
 WINDOW = _SIDE + 2 * _MARGIN  # px; a power of two
 _DARKEST = 0.98  # quantile of the stain beyond which more counts no more: a few black nuclei decide nothing
+_AROUND_UM = 1.5  # spread of the surroundings that a nucleus is held against
 _BACKGROUND_UM = 25.0
 _CODES = 250.0
 _CALIBRATION = 24  # fields from which the stains are estimated
@@ -223,11 +224,23 @@ def _template(polygons: Polygons) -> Image:
     """Weights of 1 over the nuclei and -1 over what surrounds them, each in all; polygons in px of the window."""
     import cv2
 
-    fine = np.zeros((WINDOW * _FINE, WINDOW * _FINE), np.uint8)
-    polygons.scale(_FINE).rasterize(fine.shape, np.ones(len(polygons), np.uint8), fine)
-    mask = cv2.resize(fine.astype(np.float32), (WINDOW, WINDOW), interpolation=cv2.INTER_AREA)
-    around = cv2.GaussianBlur(mask, (0, 0), 1.5 / STEP_UM) * (1 - mask)
-    return np.asarray(mask / max(mask.sum(), 1e-6) - around / max(around.sum(), 1e-6), dtype=np.float32)
+    result = np.zeros((WINDOW, WINDOW), np.float32)
+    if not len(polygons.coords):
+        return result
+    pad = round(4 * _AROUND_UM / STEP_UM)
+    low = np.clip(np.floor(polygons.coords.min(axis=0)) - pad, 0, WINDOW).astype(int)
+    high = np.clip(np.ceil(polygons.coords.max(axis=0)) + pad, 0, WINDOW).astype(int)
+    width, height = np.maximum(high - low, 0).tolist()
+    if not width or not height:
+        return result
+    fine = np.zeros((height * _FINE, width * _FINE), np.uint8)
+    local = polygons.shift(-low[0], -low[1]).scale(_FINE)
+    local.rasterize(fine.shape, np.full(len(polygons), 255, np.uint8), fine)
+    mask = cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    around = cv2.GaussianBlur(mask, (0, 0), _AROUND_UM / STEP_UM) * (1 - mask)
+    weights = mask / max(mask.sum(), 1e-6) - around / max(around.sum(), 1e-6)
+    result[low[1] : high[1], low[0] : high[0]] = weights
+    return result
 
 
 def nucleus_contrast(windows: Windows, index: int, polygons: Polygons, stain: Image | None = None) -> Floats:

@@ -14,9 +14,11 @@ Floats = NDArray[np.float64]
 
 COLUMNS = ("fixedX", "fixedY", "alignmentX", "alignmentY")
 MODELS = ("affine", "similarity")
-_STUDENT = 6.0  # an outlier is so many times the others' scatter away from where they put it
-_OUTLIER_PX = 5.0  # and at least so many pixels of the platform's image: a hand places points no better
-_FEWEST_LEFT = {"affine": 5, "similarity": 4}  # points, below which the others cannot judge one
+_OUTLIER_PX = 5.0  # of the platform's image: a hand places points no better
+_CHANCE = 0.0005  # that a set of good points has one that is called an outlier, about
+_FEWEST_TO_JUDGE = 5
+_SUBSETS = 300
+_FLAT = 0.05  # a triangle flatter than this says too little
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,11 @@ def parse_keypoints(path: Path | str, rows: list[list[str]]) -> tuple[Floats, Fl
     points = np.empty((len(rows) - 1, 4))
     for number, row in enumerate(rows[1:]):
         try:
+            if len(row) > len(header):
+                raise ValueError("more cells than the header has")
             points[number] = [float(row[c]) for c in columns]
         except (ValueError, IndexError) as error:
-            hint = "; is the decimal sign a comma?" if len(row) > len(header) else ""
+            hint = "; is the decimal sign a comma?" if len(row) == 2 * len(header) else ""
             raise InputError(
                 f"expected four numbers, found {','.join(row)!r} in row {number + 2} of the keypoints {path}{hint}"
             ) from error
@@ -90,19 +94,43 @@ def fit_keypoints(fixed: Floats, he: Floats, path: Path | str, model: str = "aff
         raise InputError(f"expected at least three keypoints that are not on one line, found {found}, in {path}")
     matrix = _fit(fixed, he, model)
     residuals = _miss(matrix, fixed, he)
-    kept = np.ones(len(he), bool)
-    while kept.sum() >= _FEWEST_LEFT[model]:
-        left_out = _left_out(fixed, he, model, kept)
-        worst = int(np.argmax(np.where(kept, left_out, -1)))
-        others = kept.copy()
-        others[worst] = False
-        if _on_a_line(he[others]):
+    agreeing = _agreeing(fixed, he, model)
+    return KeypointFit(matrix, residuals, np.flatnonzero(~agreeing), _left_out(fixed, he, model, agreeing)[0])
+
+
+def _agreeing(fixed: Floats, he: Floats, model: str) -> NDArray[np.bool_]:
+    """Points that do not contradict the others; all, where there are too few to judge.
+
+    Begins with the better half by the fit of a few points that most others are nearest to (least median of
+    squares), since outliers bend a fit over all points and hide behind each other; then lets every point join that
+    the chosen ones foretell within their scatter.
+    """
+    from scipy.stats import t
+
+    n = len(he)
+    everything = np.ones(n, bool)
+    if n < _FEWEST_TO_JUDGE:
+        return everything
+    rng = np.random.default_rng(0)
+    best, chosen = np.inf, everything
+    for _ in range(_SUBSETS):
+        few = rng.choice(n, 3, replace=False)
+        if _on_a_line(he[few], _FLAT) or _on_a_line(fixed[few], _FLAT):
+            continue
+        miss = _miss(_fit(fixed[few], he[few], model), fixed, he)
+        half = np.sort(miss)[(n + 3) // 2]
+        if half < best:
+            best, chosen = half, miss <= half
+    for _ in range(20):
+        miss, error, free = _left_out(fixed, he, model, chosen)
+        bound = t.ppf(1 - _CHANCE / n, np.maximum(free, 1)) * np.sqrt(2) * error
+        passing = (miss <= np.maximum(bound, _OUTLIER_PX)) | (free < 1)
+        if (passing == chosen).all():
             break
-        scatter = _scatter(fixed[others], he[others], model)
-        if left_out[worst] < max(_STUDENT * scatter, _OUTLIER_PX):
-            break
-        kept = others
-    return KeypointFit(matrix, residuals, np.flatnonzero(~kept), _left_out(fixed, he, model, kept))
+        if passing.sum() < 4 or _on_a_line(he[passing]):
+            return everything
+        chosen = passing
+    return chosen
 
 
 def _fit(fixed: Floats, he: Floats, model: str) -> Floats:
@@ -135,23 +163,28 @@ def _miss(matrix: Floats, fixed: Floats, he: Floats) -> Floats:
     return np.asarray(np.linalg.norm(he @ matrix[:2, :2].T + matrix[:2, 2] - fixed, axis=1))
 
 
-def _left_out(fixed: Floats, he: Floats, model: str, kept: NDArray[np.bool_]) -> Floats:
-    result = np.full(len(he), np.nan)
+def _left_out(
+    fixed: Floats, he: Floats, model: str, chosen: NDArray[np.bool_]
+) -> tuple[Floats, Floats, NDArray[np.int64]]:
+    """Of each point, by a fit over the chosen ones without it: its distance, the standard error, the freedom."""
+    miss, error, free = np.zeros(len(he)), np.full(len(he), np.inf), np.zeros(len(he), np.int64)
     for i in range(len(he)):
-        others = kept.copy()
+        others = chosen.copy()
         others[i] = False
-        if others.sum() >= 3 and not _on_a_line(he[others]):
-            result[i] = _miss(_fit(fixed[others], he[others], model), fixed[i : i + 1], he[i : i + 1])[0]
-    return np.nan_to_num(result, nan=0.0)
+        if others.sum() < 3 or _on_a_line(he[others]):
+            continue
+        matrix = _fit(fixed[others], he[others], model)
+        miss[i] = _miss(matrix, fixed[i : i + 1], he[i : i + 1])[0]
+        free[i] = 2 * others.sum() - (6 if model == "affine" else 4)
+        scatter = np.sqrt((_miss(matrix, fixed[others], he[others]) ** 2).sum() / max(free[i], 1))
+        middle = he[others].mean(axis=0)
+        around, own = he[others] - middle, he[i] - middle
+        # how far a fit can be off at a place depends on how far that is from its points
+        lever = own @ np.linalg.solve(around.T @ around, own)
+        error[i] = scatter * np.sqrt(1 + 1 / others.sum() + lever)
+    return miss, error, free
 
 
-def _scatter(fixed: Floats, he: Floats, model: str) -> float:
-    """Standard deviation of the points about their own fit, platform px."""
-    miss = _miss(_fit(fixed, he, model), fixed, he)
-    free = 2 * len(he) - (6 if model == "affine" else 4)
-    return float(np.sqrt((miss**2).sum() / max(free, 1)))
-
-
-def _on_a_line(points: Floats) -> bool:
+def _on_a_line(points: Floats, flat: float = 1e-6) -> bool:
     size = np.linalg.svd(points - points.mean(axis=0), compute_uv=False)
-    return bool(len(points) < 3 or size[0] == 0 or size[1] / size[0] < 1e-6)
+    return bool(len(points) < 3 or size[0] == 0 or size[1] / size[0] < flat)

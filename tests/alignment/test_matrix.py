@@ -104,3 +104,29 @@ def test_keypoints_are_known_by_their_header_and_fitted_over_all_points(tmp_path
     for few in ("", "1,1,1,1\n2,2,2,2\n", "1,1,1,1\n2,2,2,2\n3,3,3,3\n"):
         with pytest.raises(InputError, match="at least three keypoints"):
             read_alignment(write(tmp_path, "fixedX,fixedY,alignmentX,alignmentY\n" + few))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"x,y,1\n1,0,0\n0,1,0\n0,0,1\n", "delete its first row, which is a header"),
+        (b"1,0,0\n0,1,0\n", "expected a 3x3 matrix, found 2x3"),
+        (b"0,01;1,17;812,4\n-1,17;0,01;8436,4\n0;0;1\n", "row 1 .* has semicolons; save it with commas"),
+        (b"0,01,1,17,812,4\n1,17,0,01,84,4\n0,0,0,0,1,0\n", "found 3x6.*are its decimal signs commas"),
+        (b"\x00\x01\x02\x03", "cannot be read as text"),
+        ("1,0,0\n0,1,0\n0,0,1\n".encode("utf-16"), "cannot be read as text"),
+        (b"\n\n  \n", "found nothing"),
+        (b"1,0,0\n0,1e400,0\n0,0,1\n", "not finite"),
+    ],
+)
+def test_files_that_people_make_by_accident(tmp_path, content, message):
+    path = tmp_path / "alignment.csv"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as error:
+        read_alignment(path)
+    assert str(path) in str(error.value)
+
+
+def test_folder_is_no_alignment(tmp_path):
+    with pytest.raises(InputError, match="does not exist; give a csv"):
+        read_alignment(tmp_path)

