@@ -65,8 +65,7 @@ def polygonise(labels: NDArray[np.integer]) -> tuple[Polygons, Ints]:
     x = pixel[turn] % width + offset[:, 1] - 1
     counts = np.bincount(ring, minlength=len(roots))
     rings = Polygons.from_rings(np.column_stack((x, y)), np.concatenate(([0], np.cumsum(counts))))
-    cross, _ = rings._cross()
-    outer = np.flatnonzero(np.bincount(rings.vertex_owner, cross, len(rings)) > 0)
+    outer = np.flatnonzero(rings.signed_area() > 0)
     part = grid.reshape(-1)[pixel[starts[:-1]]][outer]
     by_part = np.argsort(part)
     return rings.take(outer[by_part]), label_of_part[part[by_part] - 1]

@@ -172,53 +172,67 @@ class Polygons:
         following[self.ring_offsets[1:][nonempty] - 1] = self.ring_offsets[:-1][nonempty]
         return following
 
-    def _cross(self) -> tuple[Floats, Floats]:
-        """Cross product at each edge, in coordinates relative to the polygon, and these coordinates."""
-        # relative to the polygon: at 100,000 px the products would otherwise lose their digits
-        origin = np.zeros((len(self), 2))
-        owner = self.vertex_owner
-        first = np.searchsorted(owner, np.arange(len(self)))
-        filled = np.bincount(owner, minlength=len(self)) > 0
-        origin[filled] = self.coords[first[filled]]
-        local = self.coords - origin[owner]
-        after = local[self.following()]
-        return local[:, 0] * after[:, 1] - after[:, 0] * local[:, 1], local
+    def after(self, values: Floats) -> Floats:
+        """Value at the vertex that follows each vertex on its ring."""
+        result = np.empty_like(values)
+        result[:-1] = values[1:]
+        nonempty = np.diff(self.ring_offsets) > 0
+        result[self.ring_offsets[1:][nonempty] - 1] = values[self.ring_offsets[:-1][nonempty]]
+        return result
+
+    def sums(self, values: Floats) -> Floats:
+        """Sum of the values at the vertices of each polygon, 0 where it is empty."""
+        starts = self.ring_offsets[self.geom_offsets]
+        filled = starts[1:] > starts[:-1]
+        result = np.zeros(len(self))
+        if filled.any():
+            result[filled] = np.add.reduceat(values, starts[:-1][filled])
+        return result
+
+    def _local(self) -> tuple[Floats, Floats, Floats]:
+        """First vertex of each polygon, NaN where it is empty; x and y of all vertices relative to it."""
+        # relative: at 100,000 px the products would otherwise lose their digits
+        starts = self.ring_offsets[self.geom_offsets]
+        filled = starts[1:] > starts[:-1]
+        origin = np.full((len(self), 2), np.nan)
+        origin[filled] = self.coords[starts[:-1][filled]]
+        x, y = (self.coords[:, axis] - np.repeat(origin[:, axis], np.diff(starts)) for axis in (0, 1))
+        return origin, x, y
+
+    def signed_area(self) -> Floats:
+        """Area of each polygon, (n,); below 0 where its outer rings go round from y to x."""
+        return self._measure(Polygons._signed_area)
+
+    def _signed_area(self) -> Floats:
+        _, x, y = self._local()
+        return self.sums(x * self.after(y) - self.after(x) * y) / 2
 
     def area(self) -> Floats:
         """Area of each polygon, (n,), in squared coordinate units."""
-        return self._measure(Polygons._area)
-
-    def _area(self) -> Floats:
-        cross, _ = self._cross()
-        total: Floats = np.bincount(self.vertex_owner, cross, len(self)).astype(np.float64)
-        return np.abs(total) / 2
+        return np.abs(self.signed_area())
 
     def perimeter(self) -> Floats:
         """Length of all rings of each polygon, (n,)."""
         return self._measure(Polygons._perimeter)
 
     def _perimeter(self) -> Floats:
-        steps = np.linalg.norm(self.coords[self.following()] - self.coords, axis=1)
-        return np.bincount(self.vertex_owner, steps, len(self)).astype(np.float64)
+        dx, dy = (self.after(values) - values for values in (self.coords[:, 0], self.coords[:, 1]))
+        return self.sums(np.hypot(dx, dy))
 
     def centroid(self) -> Floats:
         """Centre of mass of each polygon, (n, 2); the mean vertex where the area is 0, NaN where empty."""
         return self._measure(Polygons._centroid, (2,))
 
     def _centroid(self) -> Floats:
-        cross, local = self._cross()
-        owner, n = self.vertex_owner, len(self)
-        total = np.bincount(owner, cross, n)
-        after = local[self.following()]
-        counts = np.bincount(owner, minlength=n)
-        result = np.full((n, 2), np.nan)
+        origin, x, y = self._local()
+        after_x, after_y = self.after(x), self.after(y)
+        cross = x * after_y - after_x * y
+        total, counts = self.sums(cross), np.diff(self.ring_offsets[self.geom_offsets])
         with np.errstate(divide="ignore", invalid="ignore"):
-            for axis in (0, 1):
-                moment = np.bincount(owner, (local[:, axis] + after[:, axis]) * cross, n) / (3 * total)
-                mean = np.bincount(owner, local[:, axis], n) / counts
-                start = np.bincount(owner, self.coords[:, axis] - local[:, axis], n) / counts
-                result[:, axis] = np.where(total != 0, moment, mean) + start
-        return result
+            for axis, (values, after) in enumerate(((x, after_x), (y, after_y))):
+                moment = self.sums((values + after) * cross) / (3 * total)
+                origin[:, axis] += np.where(total != 0, moment, self.sums(values) / counts)
+        return origin
 
     def bounds(self) -> Floats:
         """Bounding boxes, (n, 4): x0, y0, x1, y1; NaN where empty."""

@@ -95,15 +95,15 @@ def star_shaped(polygons: Polygons) -> Bools:
     """
     result = np.zeros(len(polygons), bool)
     for chosen, block in polygons.blocks():
-        owner, n = block.vertex_owner, len(block)
-        count = np.maximum(np.bincount(owner, minlength=n), 1)
-        x, y = (
-            block.coords[:, axis] - (np.bincount(owner, block.coords[:, axis], n) / count)[owner] for axis in (0, 1)
-        )
-        after = block.following()
-        cross = x * y[after] - x[after] * y
-        left, right = (np.bincount(owner, sign, n) == 0 for sign in (cross <= 0, cross >= 0))
+        starts = block.ring_offsets[block.geom_offsets]
+        count = np.diff(starts)
+        x, y = (block.coords[:, axis] for axis in (0, 1))
+        with np.errstate(invalid="ignore"):
+            x, y = (values - np.repeat(block.sums(values) / count, count) for values in (x, y))
+        after_x, after_y = block.after(x), block.after(y)
+        cross = x * after_y - after_x * y
+        left, right = (block.sums(wrong.astype(np.float64)) == 0 for wrong in (cross <= 0, cross >= 0))
         # with every step the same way round, the outline goes round as often as it passes the ray to the right
-        rounds = np.bincount(owner, (y < 0) & (y[after] >= 0), n)
+        rounds = block.sums(((y < 0) & (after_y >= 0)).astype(np.float64))
         result[chosen] = (left | right) & (rounds == 1)
     return result

@@ -328,3 +328,26 @@ def test_version_that_says_nothing(outs):
     del experiment["analysis_sw_version"]
     path.write_text(json.dumps(experiment))
     assert XeniumBundle.open(outs).version == "unknown" and not read_all(outs)[1].skipped
+
+
+def test_only_outlines_that_cross_themselves_are_mended():
+    import shapely
+
+    from stqp.polygons import Polygons
+    from stqp.sources.rings import mend, star_shaped
+
+    rng = np.random.default_rng(8)
+    rings = [rng.normal(size=(int(n), 2)) for n in rng.integers(3, 9, 400)]  # most cross themselves
+    angle = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+    rings += [np.column_stack([np.cos(angle), np.sin(angle)]) * rng.uniform(0.5, 2, (12, 1)) for _ in range(50)]
+    rings += [rings[-1][::-1], np.column_stack([np.cos(2 * angle + 0.1 * angle), np.sin(2 * angle)])]  # twice round
+    polygons = Polygons.from_rings(np.concatenate(rings), np.r_[0, np.cumsum([len(r) for r in rings])])
+    valid = shapely.is_valid(polygons.to_shapely())
+    star = star_shaped(polygons)
+    assert valid[star].all() and star[400:451].all() and 0 < valid[:400].sum() < 300
+    among = np.ones(len(rings), bool)
+    among[0] = False
+    after, mended = mend(polygons, among)
+    assert mended.tolist() == (~valid & among).tolist()
+    np.testing.assert_array_equal(after.take(~mended).coords, polygons.take(~mended).coords)
+    assert shapely.is_valid(after.take(mended).to_shapely()).all() and (after.area()[mended] > 0).all()
