@@ -27,6 +27,7 @@ ROI_NAMES = {
     "PolylineROI": RoiKind.POLYLINE,
     "PointsROI": RoiKind.POINTS,
 }
+LINES = (RoiKind.LINE, RoiKind.POLYLINE, RoiKind.POINTS)
 KIND_NAMES = {
     "PathAnnotationObject": ObjectKind.ANNOTATION,
     "PathDetectionObject": ObjectKind.DETECTION,
@@ -142,7 +143,18 @@ def test_what_qupath_says(golden, version):
         for entry, image in zip(project.entries, images_said, strict=True):
             assert entry.size == (image["width"], image["height"])
             assert entry.mpp is None and image["pixel_width_unit"] == "px"
-            check_objects(entry.read_objects(), image)
+            data = entry.read_image_data()
+            check_objects(data.objects, image)
+            assert data.image_type == image["image_type_name"]
+            assert {k: str(v) for k, v in data.properties.items()} == image["properties"]
+            # 0.6 and later note steps of their own as they open an image
+            added = image["workflow_steps"] - len(data.workflow)
+            assert added == 0 if version < "v0.6" else added >= 0
+            assert all(step.name and step.script for step in data.workflow)
+            assert data.tma_grid == (tuple(image["tma_grid"]) if image["tma_grid"] else None)
+            assert (data.stains is None) == (image["stains"] is None)
+            for name, vector in data.stains.stains if data.stains else []:
+                assert f"{name}: {' '.join(f'{v:.3f}'.rstrip('0') for v in vector)}" in image["stains"]
 
 
 def check_objects(objects: PathObjects, image):
@@ -169,7 +181,13 @@ def check_objects(objects: PathObjects, image):
             np.testing.assert_equal(objects.measurements[name][i], float(value))
         absent = [n for n in objects.measurements if n not in said["measurements"]]
         assert all(np.isnan(objects.measurements[n][i]) for n in absent)
-        check_roi(objects.polygons, objects.roi_kind[i], objects.plane[i], i, said["roi"])
+        color = None if objects.colors[i] < 0 else f"#{objects.colors[i] & 0xFFFFFF:06x}"
+        assert color == said["color"]
+        outlines = objects.polygons
+        if objects.roi_kind[i] in LINES:
+            assert len(outlines.take([i]).ring_offsets) == 1
+            outlines = objects.lines
+        check_roi(outlines, objects.roi_kind[i], objects.plane[i], i, said["roi"])
         if "nucleus" in said:
             check_roi(objects.nuclei, RoiKind.POLYGON, objects.plane[i], i, said["nucleus"])
 
@@ -178,11 +196,11 @@ def check_roi(polygons: Polygons, kind, plane, i, said):
     assert kind == ROI_NAMES[said["type"]]
     assert plane.tolist() == [said["c"], said["z"], said["t"]]
     one = polygons.take([i])
-    if kind in (RoiKind.LINE, RoiKind.POLYLINE, RoiKind.POINTS):
-        assert len(one.ring_offsets) == 1
-        return
     x, y, width, height = said["bounds"]
     np.testing.assert_allclose(one.bounds()[0], [x, y, x + width, y + height], rtol=1e-7)
+    if kind in LINES:
+        assert len(one.coords) == said["n_points"]
+        return
     # an ellipse is a polygon here
     np.testing.assert_allclose(one.area()[0], said["area"], rtol=5e-4 if kind == RoiKind.ELLIPSE else 1e-6)
     if kind == RoiKind.POLYGON:
