@@ -1,9 +1,10 @@
 """Import of a large bundle, whole process; ``python bench_million.py [--nuclei 10000 100000 1000000] [--peer PYTHON]``.
 
 A small bundle (that of ``--data``, a folder with ``outs`` as examples/consep_xenium.py describes, or a synthetic one)
-is repeated side by side until it has so many nuclei. Printed: seconds, CPU seconds and memory of ``stqp import-xenium``
-without typing, and of the reading alone; how time grows; and what spatialdata-io's reader needs to read the same tables
-(cells, both boundaries, matrix; no images, no transcripts) when ``--peer`` names a Python that has it.
+is repeated side by side, on a slide drawn to it, until it has so many nuclei. Printed: seconds, CPU seconds and memory
+of ``stqp import-xenium`` without typing, and of the reading alone; how time grows; and what spatialdata-io's reader
+needs to read the same tables (cells, both boundaries, matrix; no images, no transcripts) when ``--peer`` names a
+Python that has it.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+MPP = 0.25
 READ = """
 import sys
 from stqp.sources.xenium import XeniumBundle
@@ -36,7 +38,7 @@ xenium(sys.argv[1], cells_labels=False, nucleus_labels=False, transcripts=False,
 
 
 def repeat(source, outs, nuclei):
-    """Write a bundle of at least so many nuclei; return their number, and the extent in µm."""
+    """Write a bundle of at least so many nuclei; return their number, those of one tile, its sides, tiles in a row."""
     import h5py
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -52,7 +54,8 @@ def repeat(source, outs, nuclei):
     in_one = int(tables["nucleus_boundaries"]["label_id"].to_numpy().max())
     times = -(-nuclei // in_one)
     side = int(np.ceil(np.sqrt(times)))
-    step = [float(tables["cell_boundaries"][f"vertex_{axis}"].to_numpy().max()) + 5 for axis in "xy"]
+    period = 1024 * MPP  # of the slide's tiles, so that all repetitions are the same few encoded tiles
+    step = [-(-float(tables["cell_boundaries"][f"vertex_{a}"].to_numpy().max() + 5) // period) * period for a in "xy"]
     numbers = np.random.default_rng(0).choice(2**32 - 1, len(row) * times, replace=False).astype(np.uint32)
     ids = cell_id(numbers).reshape(times, -1)
     for stem, table in tables.items():
@@ -86,27 +89,38 @@ def repeat(source, outs, nuclei):
     dots = [Polygons.from_rings(np.tile(dot, (n, 1)), np.arange(n + 1) * 3) for n in (len(of), ids.size)]
     layout = next(layout for layout in LAYOUTS if layout.name == "2.0")
     write_cells(outs / "cells.zarr.zip", layout, id_numbers(numbers, True), dots[0], dots[1], of, (8, 8), 0.2125)
-    return in_one * times, side * max(step)
+    ring = np.r_[np.sort(first), len(label)]
+    xy = np.column_stack([tables["nucleus_boundaries"][f"vertex_{axis}"].to_numpy() for axis in "xy"])
+    return in_one * times, Polygons.from_rings(xy, ring), [round(s / MPP) for s in step], side
 
 
-def write_slide(path, side, mpp):
-    """Write a blank slide of a width and height in px, as a pyramid."""
+def write_slide(path, nuclei, step, side):
+    """Write a pyramid on which the nuclei of one tile, in µm, are repeated; steps in px."""
+    import cv2
     import imagecodecs
     import tifffile
 
-    tile = imagecodecs.jpeg8_encode(np.full((1024, 1024, 3), 240, np.uint8), 90)
-    sides = [side]
-    while sides[-1] > 1024:
-        sides.append((sides[-1] + 1) // 2)
-    unit = {"PhysicalSizeX": mpp, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": mpp, "PhysicalSizeYUnit": "µm"}
+    image = np.full((step[1], step[0], 3), (238, 222, 232), np.uint8)
+    image[nuclei.scale(1 / MPP).rasterize(image.shape[:2]) > 0] = (90, 60, 140)
+    unit = {"PhysicalSizeX": MPP, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": MPP, "PhysicalSizeYUnit": "µm"}
+    levels = 6
     with tifffile.TiffWriter(path, bigtiff=True, ome=True) as tif:
-        for level, pixels in enumerate(sides):
-            tiles = iter([tile] * (-(-pixels // 1024)) ** 2)
-            more = {"subifds": len(sides) - 1, "metadata": {"axes": "YXS", **unit}} if not level else {"subfiletype": 1}
-            shape = (pixels, pixels, 3)
+        for level in range(levels):
+            tile = 1024 >> level  # a smaller tile on each level: a step is always as many tiles
+            encoded = [
+                [
+                    imagecodecs.jpeg8_encode(np.ascontiguousarray(part), 90)
+                    for part in np.split(row, row.shape[1] // tile, 1)
+                ]
+                for row in np.split(image, image.shape[0] // tile)
+            ]
+            tiles = (one for _ in range(side) for row in encoded for _ in range(side) for one in row)
+            more = {"subifds": levels - 1, "metadata": {"axes": "YXS", **unit}} if not level else {"subfiletype": 1}
+            shape = (image.shape[0] * side, image.shape[1] * side, 3)
             tif.write(
-                tiles, shape=shape, dtype="uint8", photometric="rgb", tile=(1024, 1024), compression="jpeg", **more
+                tiles, shape=shape, dtype="uint8", photometric="rgb", tile=(tile, tile), compression="jpeg", **more
             )
+            image = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
 
 
 def measure(command):
@@ -152,18 +166,22 @@ def main():
         rates = []
         for wanted in arguments.nuclei:
             outs = folder / f"outs{wanted}"
-            nuclei, extent = repeat(source, outs, wanted)
+            nuclei, one, step, side = repeat(source, outs, wanted)
             slide = folder / f"slide{wanted}.ome.tif"
-            write_slide(slide, int(extent / 0.25) + 1, 0.25)
-            (folder / "alignment.csv").write_text(f"{0.25 / 0.2125!r},0,0\n0,{0.25 / 0.2125!r},0\n0,0,1\n")
+            write_slide(slide, one, step, side)
+            (folder / "alignment.csv").write_text(f"{MPP / 0.2125!r},0,0\n0,{MPP / 0.2125!r},0\n0,0,1\n")
             command = [sys.executable, "-m", "stqp_cli.main", "import-xenium", outs, "--he", slide, "--project"]
             command += [folder / f"project{wanted}", "--alignment", folder / "alignment.csv"]
             seconds, cpu, memory = measure(command)
             rates.append(cpu / nuclei)
             print(
                 f"import-xenium, {nuclei:,} nuclei: {seconds:.1f} s, CPU {cpu:.1f} s, {memory:.2f} GB "
-                f"(limits for 1,000,000: 120 s, 6 GB); load of the machine {os.getloadavg()[0]:.1f}"
+                f"(limits for 1,000,000: 120 s, 6 GB); load of the machine {os.getloadavg()[0]:.1f}",
+                flush=True,
             )
+            command[command.index("--project") + 1] = folder / f"project{wanted}-no-qc"
+            seconds, cpu, memory = measure([*command, "--no-qc"])
+            print(f"  without the look at the alignment: {seconds:.1f} s, CPU {cpu:.1f} s, {memory:.2f} GB", flush=True)
             ours = measure([sys.executable, "-c", READ, outs])
             print(f"  reading alone: {ours[0]:.1f} s, CPU {ours[1]:.1f} s, {ours[2]:.2f} GB")
             theirs = measure([peer, "-c", PEER, outs]) if peer else None
