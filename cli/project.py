@@ -16,8 +16,8 @@ from stqp.files import without_nan
 from stqp.record import RunRecord
 
 if TYPE_CHECKING:
-    from stqp.qupath.findings import Finding
     from stqp.qupath.inspection import EntryInfo, ProjectInfo
+    from stqp.qupath.validation.findings import Finding
 
 _WIDTH = 80
 _MOST_CLASSES, _MOST_ALIKE = 8, 10
@@ -101,7 +101,7 @@ def info(project: Path, json_file: str | None, entries: tuple[str, ...], verbose
 def validate(project: Path, as_json: bool, verbose: bool) -> None:
     """Open everything, and say what QuPath 0.4 to 0.7 would stumble over."""
     set_up_logging(verbose)
-    from stqp.qupath.validation import validate_project
+    from stqp.qupath.validation.project import validate_project
 
     with progress_bar("checking", "image") as progress:
         findings = validate_project(project, progress)
@@ -246,7 +246,7 @@ def finding_lines(findings: "Sequence[Finding]", counts: Mapping[str, int]) -> l
     """Lines of findings for a person; those that are alike stand together."""
     if not findings:
         return ["Nothing found: QuPath 0.4 to 0.7 open everything."]
-    from stqp.qupath.findings import some
+    from stqp.qupath.validation.findings import some
 
     lines = [", ".join(_number(number, severity) for severity, number in counts.items())]
     groups: dict[tuple[Any, ...], list[Finding]] = {}

@@ -179,7 +179,7 @@ def relink_command(
     report(record, as_json, *lines)
     missing = [one.name for one in done if one.status not in ("relinked", "found already", "no file")]
     if missing:
-        from stqp.qupath.findings import some
+        from stqp.qupath.validation.findings import some
 
         raise InputError(f"{len(missing)} of {len(done)} images stay missing: {some(missing)}")
 

@@ -91,6 +91,6 @@ def test_every_package_is_installed():
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
     listed = {*project["tool"]["setuptools"]["packages"]} - {"stqp_cli", "stqp.qupath_scripts"}
     house = Path(__file__).parents[1] / "stqp"
-    there = {"stqp", *(f"stqp.{p.parent.name}" for p in house.glob("*/__init__.py"))}
+    there = {".".join(p.parent.relative_to(house.parent).parts) for p in house.rglob("__init__.py")}
     assert listed == there
-    assert {p.parent for p in house.rglob("*.py")} == {house / n.removeprefix("stqp").strip(".") for n in there}
+    assert {p.parent for p in house.rglob("*.py")} == {house.parent / n.replace(".", "/") for n in there}

@@ -18,8 +18,8 @@ from stqp.inference import tiles
 from stqp.inference.detections import Detections
 from stqp.inference.model import Predictor, downsample_of
 from stqp.inference.store import MapStore
-from stqp.tissue import broken_file, find_tissue
 from stqp.slides import Slide
+from stqp.tissue import broken_file, find_tissue
 
 logger = logging.getLogger(__name__)
 _READERS = 3

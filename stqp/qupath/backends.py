@@ -28,7 +28,7 @@ def check_backend(backend: str) -> None:
     if backend not in BACKENDS:
         raise UsageError(f"there is no backend {backend!r} for projects; it is one of {', '.join(BACKENDS)}")
     if backend == "paquo":
-        from stqp.qupath.jvm import find
+        from stqp.qupath.paquo.jvm import find
 
         find()
 
@@ -60,6 +60,6 @@ def open_project(
         from stqp.qupath.project import QuPathProject
 
         return QuPathProject.open(path, mode, version)
-    from stqp.qupath.paquo_backend import PaquoProject
+    from stqp.qupath.paquo.backend import PaquoProject
 
     return PaquoProject.open(path, mode, version)

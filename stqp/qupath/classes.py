@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stqp.qupath.layout import packed, unpacked
+from stqp.qupath.codec.layout import packed, unpacked
 from stqp.qupath.objects import PathObjects
 from stqp.taxonomy import RGB, color_of
 

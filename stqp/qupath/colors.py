@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stqp.errors import InputError, UsageError
-from stqp.qupath.layout import unpacked
+from stqp.qupath.codec.layout import unpacked
 from stqp.taxonomy import RGB, UNKNOWN, UNKNOWN_COLOR, VISUAL_CLASSES
 
 _HEX = re.compile(r"#?([0-9a-fA-F]{6})")

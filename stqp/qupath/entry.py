@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from stqp import files
 from stqp.errors import UsageError
 from stqp.qupath import qpdata, servers, uris
-from stqp.qupath.document import backup_of
+from stqp.qupath.codec.document import backup_of
 from stqp.qupath.folders import OBJECTS, STAGED, STQP_FOLDER
 from stqp.qupath.image import ImageData, Stains, WorkflowStep
 from stqp.qupath.interface import Replace

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from stqp import files
 from stqp.errors import UsageError
-from stqp.qupath import geojson_shapes
-from stqp.qupath.geojson_text import dictionary, joined, listed, number_texts, object_texts, quoted, string_texts
+from stqp.qupath.geo import shapes as geojson_shapes
+from stqp.qupath.geo.text import dictionary, joined, listed, number_texts, object_texts, quoted, string_texts
 from stqp.qupath.objects import ObjectKind, PathObjects
 from stqp.taxonomy import color_of
 
 if TYPE_CHECKING:
-    from stqp.qupath.geojson_text import Texts
+    from stqp.qupath.geo.text import Texts
 
 SUFFIXES = (".geojson", ".json")
 PROBABILITY = "classProbability"

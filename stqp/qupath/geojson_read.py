@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from stqp.errors import InputError
+from stqp.qupath.geo.build import GEOMETRIES, Features, built
+from stqp.qupath.geo.coordinates import MARK, CoordinateStore
+from stqp.qupath.geo.stream import Broken, Event, FeatureStream, blocks
 from stqp.qupath.geojson import PROBABILITY, TYPES
-from stqp.qupath.geojson_build import GEOMETRIES, Features, built
-from stqp.qupath.geojson_coordinates import MARK, CoordinateStore
-from stqp.qupath.geojson_stream import Broken, Event, FeatureStream, blocks
 from stqp.qupath.objects import ObjectKind, PathObjects
 from stqp.taxonomy import RGB
 

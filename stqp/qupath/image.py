@@ -11,10 +11,20 @@ from typing import Any
 import numpy as np
 
 from stqp.errors import UsageError
-from stqp.qupath.decode import Parts
-from stqp.qupath.document import Document
-from stqp.qupath.javanodes import NULL, Block, EnumNode, Instance, StreamError, Text, encode
-from stqp.qupath.layout import HIERARCHY, IMAGE_TYPE, KINDS, SCRIPT_STEP, STAINS, TMA_GRID, WORKFLOW, Q, Vocabulary
+from stqp.qupath.codec.decode import Parts
+from stqp.qupath.codec.document import Document
+from stqp.qupath.codec.layout import (
+    HIERARCHY,
+    IMAGE_TYPE,
+    KINDS,
+    SCRIPT_STEP,
+    STAINS,
+    TMA_GRID,
+    WORKFLOW,
+    Q,
+    Vocabulary,
+)
+from stqp.qupath.java.nodes import NULL, Block, EnumNode, Instance, StreamError, Text, encode
 from stqp.qupath.objects import ObjectKind, PathObjects
 
 IMAGE_TYPES = ("BRIGHTFIELD_H_E", "BRIGHTFIELD_H_DAB", "BRIGHTFIELD_OTHER", "FLUORESCENCE", "OTHER", "UNSET")

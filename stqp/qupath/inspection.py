@@ -13,8 +13,8 @@ import numpy as np
 
 from stqp.errors import InputError
 from stqp.qupath import qpdata, uris
+from stqp.qupath.codec.document import backup_of
 from stqp.qupath.colors import hex_color
-from stqp.qupath.document import backup_of
 from stqp.qupath.folders import OBJECTS
 from stqp.qupath.image import ImageData
 from stqp.qupath.interface import Entry, Project

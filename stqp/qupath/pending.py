@@ -15,9 +15,9 @@ from pathlib import Path
 
 from stqp import files
 from stqp.errors import EnvironmentProblem, InputError
-from stqp.qupath.document import backup_of
+from stqp.qupath.codec.document import backup_of
 from stqp.qupath.folders import OBJECTS, STAGED, STQP_FOLDER
-from stqp.qupath.javanodes import MAGIC
+from stqp.qupath.java.nodes import MAGIC
 from stqp.qupath.saving import read_json
 
 logger = logging.getLogger(__name__)

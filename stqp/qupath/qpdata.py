@@ -14,13 +14,13 @@ from numpy.typing import ArrayLike
 
 from stqp import files
 from stqp.errors import InputError, UsageError
-from stqp.qupath.decode import class_text
-from stqp.qupath.document import Document, backup_of, make_backup
+from stqp.qupath.codec.decode import class_text
+from stqp.qupath.codec.document import Document, backup_of, make_backup
+from stqp.qupath.codec.layout import HIERARCHY, IMAGE_TYPE, PATH_CLASS, ROOT, WORKFLOW, Vocabulary
+from stqp.qupath.codec.runs import RunReader
 from stqp.qupath.image import ImageData, Stains, WorkflowStep, image_data, set_image, set_tma_grid
-from stqp.qupath.javanodes import MAGIC, NULL, Block, EnumNode, Instance, Reset, StreamError, Text, encode
-from stqp.qupath.layout import HIERARCHY, IMAGE_TYPE, PATH_CLASS, ROOT, WORKFLOW, Vocabulary
+from stqp.qupath.java.nodes import MAGIC, NULL, Block, EnumNode, Instance, Reset, StreamError, Text, encode
 from stqp.qupath.objects import Mask, ObjectKind, PathObjects, random_ids
-from stqp.qupath.runs import RunReader
 
 logger = logging.getLogger(__name__)
 

@@ -116,7 +116,7 @@ def _mended(objects: PathObjects) -> int:
 def _valid(polygons: Polygons) -> tuple[Polygons, NDArray[np.bool_]]:
     import shapely
 
-    from stqp.qupath.geojson_shapes import areas_only
+    from stqp.qupath.geo.shapes import areas_only
 
     rounded = Polygons(np.round(polygons.coords, _DECIMALS), polygons.ring_offsets, polygons.geom_offsets)
     shapes = rounded.to_shapely()

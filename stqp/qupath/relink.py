@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from stqp.errors import InputError
 from stqp.qupath import servers, uris
-from stqp.qupath.imagesize import Size, image_sizes
+from stqp.qupath.validation.imagesize import Size, image_sizes
 
 if TYPE_CHECKING:
     from stqp.qupath.entry import ProjectEntry

@@ -122,9 +122,17 @@ def read_xenium_sample(
         measured = placed.measurements()
         chosen = None if region is None else placed.polygons(region.polygons) if region.in_um else region.polygons
         kept, untyped = select(
-            polygons, slide, placed.mpp, record, filters or Filters(), area, transcripts[nuclei.cell], counts.controls[nuclei.cell],
-            chosen, measured.get(STAIN_CONTRAST),
-        )  # fmt: skip
+            polygons,
+            slide,
+            placed.mpp,
+            record,
+            filters or Filters(),
+            area,
+            transcripts[nuclei.cell],
+            counts.controls[nuclei.cell],
+            chosen,
+            measured.get(STAIN_CONTRAST),
+        )
     agreed = placed.mpp
     if slide_mpp is None:
         record.warn(f"{he} does not state its pixel size; took {agreed:.4f} µm from the alignment")

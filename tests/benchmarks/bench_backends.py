@@ -15,9 +15,9 @@ from bench_qpdata import nuclei
 from PIL import Image
 
 from stqp.qupath.backends import BACKENDS, open_project
-from stqp.qupath.jvm import start
 from stqp.qupath.objects import ObjectKind
 from stqp.qupath.ownership import owned
+from stqp.qupath.paquo.jvm import start
 from stqp.slides import open_slide
 
 

@@ -19,7 +19,7 @@ from unittest import mock
 import numpy as np
 
 from stqp.polygons import Polygons
-from stqp.qupath import pack, runs
+from stqp.qupath.codec import pack, runs
 from stqp.qupath.objects import ObjectKind, PathObjects
 from stqp.qupath.ownership import object_uuids, owned, stamp
 from stqp.qupath.qpdata import read_objects, rewrite, update, write_new

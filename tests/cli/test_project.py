@@ -13,10 +13,10 @@ from stqp_cli.project import command, finding_lines
 
 from stqp.errors import InputError, UsageError
 from stqp.polygons import Polygons
-from stqp.qupath.findings import Findings
 from stqp.qupath.objects import ObjectKind, PathObjects
 from stqp.qupath.ownership import corrected, stamp
 from stqp.qupath.project import QuPathProject
+from stqp.qupath.validation.findings import Findings
 from stqp.slides import open_slide
 
 NAMES = ("info", "validate", "classes", "export", "import", "relink", "merge")

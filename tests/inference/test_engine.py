@@ -11,10 +11,10 @@ from stqp.evaluation.scores import score_maps
 from stqp.inference.detections import Detections, shape
 from stqp.inference.engine import Grid, predict_slide
 from stqp.inference.model import downsample_of
-from stqp.tissue import find_tissue
 from stqp.polygonise import polygonise
 from stqp.polygons import Polygons
 from stqp.slides import open_slide
+from stqp.tissue import find_tissue
 
 
 @pytest.fixture(scope="module")

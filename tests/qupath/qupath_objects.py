@@ -78,7 +78,7 @@ def geometry_objects():
 
     hole = shapely.Polygon([(0, 0), (100, 0), (100, 100), (0, 100)], [[(20, 20), (20, 40), (40, 40), (40, 20)]])
     parts = shapely.MultiPolygon([shapely.box(200, 0, 210, 10), shapely.box(220, 0, 230.5, 10)])
-    from stqp.qupath.decode import ellipse
+    from stqp.qupath.codec.decode import ellipse
 
     round_one = ellipse(300.0, 10.0, 340.0, 30.0)
     turn = np.array([[0.6, -0.8], [0.8, 0.6]])

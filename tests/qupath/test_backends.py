@@ -32,7 +32,7 @@ def qupath():
     """Version of the QuPath that is here."""
     if not os.environ.get("PAQUO_QUPATH_DIR"):
         pytest.skip("PAQUO_QUPATH_DIR does not name an installed QuPath, so the paquo backend is not compared")
-    from stqp.qupath.jvm import start
+    from stqp.qupath.paquo.jvm import start
 
     return str(start().qupath_version)
 
@@ -312,7 +312,7 @@ def test_prediction_asks_for_qupath_before_it_begins(tmp_path, monkeypatch):
     def find():
         raise EnvironmentProblem("none")
 
-    monkeypatch.setattr("stqp.qupath.jvm.find", find)
+    monkeypatch.setattr("stqp.qupath.paquo.jvm.find", find)
     with pytest.raises(EnvironmentProblem):
         predict_targets(None, [tmp_path / "nothing"], backend="paquo")
 

@@ -12,7 +12,7 @@ from qupath.test_qpdata_kinds import STAINS, STEP, every_shape
 from stqp.errors import InputError
 from stqp.polygons import Polygons
 from stqp.qupath import qpdata
-from stqp.qupath.javanodes import NULL, Array, Block, Instance
+from stqp.qupath.java.nodes import NULL, Array, Block, Instance
 from stqp.qupath.objects import PathObjects
 from stqp.qupath.qpdata import read_image_data, read_objects, write_new
 

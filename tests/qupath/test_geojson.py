@@ -13,9 +13,9 @@ from qupath.qupath_objects import discs, geometry_objects, many
 from stqp.errors import UsageError
 from stqp.polygons import Polygons
 from stqp.qupath import geojson
-from stqp.qupath.decode import ellipse
+from stqp.qupath.codec.decode import ellipse
+from stqp.qupath.geo.text import Runs, coordinate_texts, listed, number_texts, object_texts, string_texts
 from stqp.qupath.geojson import write_geojson
-from stqp.qupath.geojson_text import Runs, coordinate_texts, listed, number_texts, object_texts, string_texts
 from stqp.qupath.objects import ObjectKind, PathObjects, RoiKind
 
 # members that a reader of QuPath 0.4 to 0.7 looks for, and what it does not like there

@@ -11,9 +11,9 @@ from qupath.test_qpdata_kinds import every_shape
 
 from stqp.errors import InputError
 from stqp.polygons import Polygons
-from stqp.qupath import geojson_stream
+from stqp.qupath.geo import stream as geojson_stream
+from stqp.qupath.geo.coordinates import CoordinateStore
 from stqp.qupath.geojson import write_geojson
-from stqp.qupath.geojson_coordinates import CoordinateStore
 from stqp.qupath.geojson_read import read_geojson
 from stqp.qupath.objects import ObjectKind, PathObjects, RoiKind
 

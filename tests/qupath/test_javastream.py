@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from stqp.qupath.javanodes import (
+from stqp.qupath.java.nodes import (
     MAGIC,
     NULL,
     Array,
@@ -17,8 +17,8 @@ from stqp.qupath.javanodes import (
     decode,
     encode,
 )
-from stqp.qupath.javareader import Reader
-from stqp.qupath.javawriter import Writer
+from stqp.qupath.java.reader import Reader
+from stqp.qupath.java.writer import Writer
 
 
 def written(items):

@@ -12,7 +12,7 @@ from stqp.errors import EnvironmentProblem, InputError, UsageError
 from stqp.qupath import merging
 from stqp.qupath.merging import merge_projects
 from stqp.qupath.project import QuPathProject
-from stqp.qupath.validation import validate_project
+from stqp.qupath.validation.project import validate_project
 from stqp.slides import open_slide
 
 

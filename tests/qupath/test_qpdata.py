@@ -10,13 +10,14 @@ from qupath.qupath_objects import geometry_objects, many, same
 
 from stqp.errors import InputError, UsageError
 from stqp.polygons import Polygons
-from stqp.qupath import document as document_module
-from stqp.qupath import pack, qpdata, runs
-from stqp.qupath.decode import Parts, java_list
-from stqp.qupath.javanodes import NULL, Array, Block, Instance, Text
-from stqp.qupath.javareader import Reader
-from stqp.qupath.javawriter import Writer
-from stqp.qupath.layout import KINDS, Vocabulary
+from stqp.qupath import qpdata
+from stqp.qupath.codec import document as document_module
+from stqp.qupath.codec import pack, runs
+from stqp.qupath.codec.decode import Parts, java_list
+from stqp.qupath.codec.layout import KINDS, Vocabulary
+from stqp.qupath.java.nodes import NULL, Array, Block, Instance, Text
+from stqp.qupath.java.reader import Reader
+from stqp.qupath.java.writer import Writer
 from stqp.qupath.objects import ObjectKind, PathObjects, RoiKind
 from stqp.qupath.qpdata import read_objects, rewrite, write_new
 
@@ -238,7 +239,7 @@ def odd_annotation(v, identity, measurements=NULL, roi=None, color=NULL):
 @pytest.fixture
 def more_classes(monkeypatch):
     """Teach the vocabulary classes that only tests write."""
-    from stqp.qupath import layout
+    from stqp.qupath.codec import layout
 
     more = {
         "java.util.UUID": (-4856846361193249489, 2, "J leastSigBits,J mostSigBits", None),
@@ -313,7 +314,7 @@ def test_objects_of_03_have_no_place_for_metadata_they_lack(tmp_path):
 
 
 def test_geometries_of_02_are_serialised_jts(more_classes):
-    from stqp.qupath.decode import roi
+    from stqp.qupath.codec.decode import roi
 
     v = Vocabulary()
     jts = "org.locationtech.jts.geom."

@@ -34,7 +34,7 @@ def every_shape():
         [[[0, 0], [1, 1]], [[5, 5], [6, 7], [8, 8]]], [[[100, 100], [120, 130]]],
     )  # fmt: skip
     kinds = ["POLYGON", "RECTANGLE", "ELLIPSE", "GEOMETRY", "LINE", "POLYLINE", "POINTS", "GEOMETRY", "GEOMETRY"]
-    from stqp.qupath.decode import ellipse
+    from stqp.qupath.codec.decode import ellipse
 
     rings = Polygons.from_shapely([*outlines[:2], shapely.Polygon(ellipse(40, 40, 60, 60)), *outlines[3:]])
     n = len(kinds)

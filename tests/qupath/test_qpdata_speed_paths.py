@@ -9,14 +9,15 @@ from qupath.qupath_objects import discs, geometry_objects, many, same
 
 from stqp.errors import InputError, UsageError
 from stqp.polygons import Polygons
-from stqp.qupath import carry, columns, pack, qpdata, runs
-from stqp.qupath.document import Document
-from stqp.qupath.javanodes import Instance, Text, encode
-from stqp.qupath.javareader import Reader
-from stqp.qupath.layout import ID_KEY
+from stqp.qupath import qpdata
+from stqp.qupath.codec import carry, columns, pack, runs
+from stqp.qupath.codec.document import Document
+from stqp.qupath.codec.layout import ID_KEY
+from stqp.qupath.codec.ragged import copy_rows, gather, scatter
+from stqp.qupath.java.nodes import Instance, Text, encode
+from stqp.qupath.java.reader import Reader
 from stqp.qupath.objects import ObjectKind, PathObjects, RoiKind
 from stqp.qupath.qpdata import read_objects, rewrite, update, write_new
-from stqp.qupath.ragged import copy_rows, gather, scatter
 
 N = 1200
 
@@ -144,10 +145,10 @@ def test_nothing_is_packed_that_is_not_there(tmp_path):
 
 
 def test_an_id_that_is_missing_is_made(tmp_path, monkeypatch):
-    from stqp.qupath.build import Plan
+    from stqp.qupath.codec.build import Plan
 
-    monkeypatch.setattr("stqp.qupath.build.ID_KEY", "Other")
-    monkeypatch.setattr("stqp.qupath.pack.ID_KEY", "Other")
+    monkeypatch.setattr("stqp.qupath.codec.build.ID_KEY", "Other")
+    monkeypatch.setattr("stqp.qupath.codec.pack.ID_KEY", "Other")
     objects = many(400, kind=ObjectKind.DETECTION)
     write_new(tmp_path / "f", objects, "{}")
     read = read_objects(tmp_path / "f")
@@ -168,9 +169,9 @@ def shared_texts(path, n=300):
         return original(raw)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stqp.qupath.build.Text", text)
+        patch.setattr("stqp.qupath.codec.build.Text", text)
         patch.setattr(pack.Fresh, "_singly", lambda self: np.ones(len(self), bool))
-        patch.setattr("stqp.qupath.build._SHARED_AT_MOST", 0)
+        patch.setattr("stqp.qupath.codec.build._SHARED_AT_MOST", 0)
         write_new(path, objects, "{}")
     assert path.read_bytes().count(encode("text 0")) == 1
     return objects

@@ -8,8 +8,8 @@ from qupath.pictures import contents, picture
 
 from stqp.errors import InputError, UsageError
 from stqp.qupath import relink, uris
-from stqp.qupath.imagesize import image_sizes
 from stqp.qupath.project import QuPathProject
+from stqp.qupath.validation.imagesize import image_sizes
 from stqp.slides import open_slide
 
 

@@ -13,14 +13,14 @@ from qupath.qupath_objects import discs, geometry_objects
 
 from stqp.errors import InputError
 from stqp.polygons import Polygons
-from stqp.qupath import validation_objects
-from stqp.qupath.findings import Findings
 from stqp.qupath.objects import PathObjects
 from stqp.qupath.ownership import stamp
 from stqp.qupath.project import QuPathProject
-from stqp.qupath.validation import as_qupath_reads, validate_project
-from stqp.qupath.validation_images import probe_image
-from stqp.qupath.validation_objects import check_objects
+from stqp.qupath.validation import objects as validation_objects
+from stqp.qupath.validation.findings import Findings
+from stqp.qupath.validation.images import probe_image
+from stqp.qupath.validation.objects import check_objects
+from stqp.qupath.validation.project import as_qupath_reads, validate_project
 from stqp.slides import open_slide
 
 SIZE = (400, 300)

@@ -14,7 +14,7 @@ from stqp.qupath.inspection import inspect_project
 from stqp.qupath.merging import merge_projects
 from stqp.qupath.project import QuPathProject
 from stqp.qupath.renaming import rename_class
-from stqp.qupath.validation import validate_project
+from stqp.qupath.validation.project import validate_project
 
 VERSIONS = ["v0.4.4", "v0.5.1", "v0.6.0", "v0.7.0"]
 

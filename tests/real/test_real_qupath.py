@@ -9,11 +9,12 @@ import pytest
 import shapely
 
 from stqp.polygons import Polygons
-from stqp.qupath import qpdata, runs
-from stqp.qupath.decode import Parts
-from stqp.qupath.javanodes import Instance, Text
-from stqp.qupath.javareader import Reader
-from stqp.qupath.javawriter import Writer
+from stqp.qupath import qpdata
+from stqp.qupath.codec import runs
+from stqp.qupath.codec.decode import Parts
+from stqp.qupath.java.nodes import Instance, Text
+from stqp.qupath.java.reader import Reader
+from stqp.qupath.java.writer import Writer
 from stqp.qupath.objects import ObjectKind, PathObjects, RoiKind
 from stqp.qupath.project import QuPathProject
 

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stqp.qupath.grammar import Learner
-from stqp.qupath.javanodes import BASE_HANDLE, OBJECT, REFERENCE, ClassDesc, Instance, StreamError
-from stqp.qupath.javareader import Reader
-from stqp.qupath.layout import KINDS
+from stqp.qupath.codec.grammar import Learner
+from stqp.qupath.codec.layout import KINDS
+from stqp.qupath.codec.ragged import Ints, numbers
+from stqp.qupath.java.nodes import BASE_HANDLE, OBJECT, REFERENCE, ClassDesc, Instance, StreamError
+from stqp.qupath.java.reader import Reader
 from stqp.qupath.objects import Mask, ObjectKind
-from stqp.qupath.ragged import Ints, numbers
 
 if TYPE_CHECKING:
-    from stqp.qupath.build import Plan
+    from stqp.qupath.codec.build import Plan
 
 _WINDOW, _WINDOW_MAX, _WORTH = 64, 16384, 4
 _SCAN = 1 << 18
@@ -186,7 +186,7 @@ class Run:
         writer
             A `CarryingWriter`.
         """
-        from stqp.qupath.carry import write_objects
+        from stqp.qupath.codec.carry import write_objects
 
         alive = np.flatnonzero(self.source != DROPPED)
         source = self.source[alive]

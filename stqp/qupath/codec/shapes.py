@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stqp.qupath.javanodes import BASE_HANDLE
+from stqp.qupath.codec.ragged import Bytes, Ints, gather
+from stqp.qupath.java.nodes import BASE_HANDLE
 from stqp.qupath.objects import ObjectKind
-from stqp.qupath.ragged import Bytes, Ints, gather
 
 
 class Slot(NamedTuple):

@@ -9,9 +9,9 @@ from typing import Any
 
 from stqp import files
 from stqp.locking import LOCK_NAME, is_stale, read_lock
-from stqp.qupath.findings import Findings
 from stqp.qupath.folders import OBJECTS, STAGED, STQP_FOLDER, folder_names
 from stqp.qupath.pending import NEW_MARK, PENDING_NAME, ids_elsewhere
+from stqp.qupath.validation.findings import Findings
 
 _NETWORK = ("nfs", "cifs", "smb", "fuse.sshfs", "9p", "afs", "lustre", "davfs")
 

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from stqp.errors import UsageError
 from stqp.polygons import Polygons
-from stqp.qupath.decode import ELLIPSE_VERTICES, ellipse
-from stqp.qupath.javanodes import NULL, Array, Block, Instance, Text, encode
-from stqp.qupath.layout import (
+from stqp.qupath.codec.decode import ELLIPSE_VERTICES, ellipse
+from stqp.qupath.codec.layout import (
     DEFAULT_LIST,
     ELLIPSE,
     FLOAT_LIST,
@@ -28,6 +27,7 @@ from stqp.qupath.layout import (
     WKB,
     Vocabulary,
 )
+from stqp.qupath.java.nodes import NULL, Array, Block, Instance, Text, encode
 from stqp.qupath.objects import ObjectKind, Objects, PathObjects, RoiKind
 
 _SHARED_AT_MOST = 256

@@ -11,8 +11,8 @@ from typing import Any
 
 from stqp.errors import InputError
 from stqp.qupath import servers, uris
-from stqp.qupath.findings import PARSED, VERSIONS, Findings
-from stqp.qupath.imagesize import image_sizes
+from stqp.qupath.validation.findings import PARSED, VERSIONS, Findings
+from stqp.qupath.validation.imagesize import image_sizes
 from stqp.slides import open_slide
 
 _PROVIDERS = (

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stqp.polygons import Polygons
-from stqp.qupath.decode import ellipse, wkb_parts
-from stqp.qupath.jvm import Columns, start
-from stqp.qupath.layout import unpacked
+from stqp.qupath.codec.decode import ellipse, wkb_parts
+from stqp.qupath.codec.layout import unpacked
 from stqp.qupath.objects import ObjectKind, Objects, PathObjects, RoiKind
+from stqp.qupath.paquo.jvm import Columns, start
 
 PACKAGE = "qupath.lib."
 _KINDS = {

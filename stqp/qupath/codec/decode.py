@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stqp.polygons import Polygons
-from stqp.qupath.javanodes import NULL, Array, Block, Instance, StreamError
-from stqp.qupath.layout import ID_KEY, KINDS, METADATA, Q, unpacked
+from stqp.qupath.codec.layout import ID_KEY, KINDS, METADATA, Q, unpacked
+from stqp.qupath.java.nodes import NULL, Array, Block, Instance, StreamError
 from stqp.qupath.objects import ObjectKind, PathObjects, RoiKind, random_ids
 from stqp.taxonomy import RGB
 

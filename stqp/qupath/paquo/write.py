@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stqp.polygons import Polygons
-from stqp.qupath.build import factorize, is_ellipse, is_rectangle, wkb
-from stqp.qupath.jvm import Columns, start
+from stqp.qupath.codec.build import factorize, is_ellipse, is_rectangle, wkb
 from stqp.qupath.objects import ObjectKind, PathObjects, RoiKind
-from stqp.qupath.paquo_read import CLASS, LIST, OBJECT, PACKAGE, PLANE, ROI, has_public_metadata
+from stqp.qupath.paquo.jvm import Columns, start
+from stqp.qupath.paquo.read import CLASS, LIST, OBJECT, PACKAGE, PLANE, ROI, has_public_metadata
 
 _FACTORY = PACKAGE + "objects.PathObjects"
 _ROIS = PACKAGE + "roi.ROIs"
@@ -28,7 +28,7 @@ def make(columns: Columns, objects: PathObjects) -> Any:
     columns
         Of the JVM.
     objects
-        What `stqp.qupath.build.check` lets pass; no TMA cores.
+        What `stqp.qupath.codec.build.check` lets pass; no TMA cores.
 
     Returns
     -------

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stqp.polygons import Polygons
-from stqp.qupath.decode import Rows
-from stqp.qupath.javanodes import BASE_HANDLE, decode
-from stqp.qupath.layout import ID_KEY
+from stqp.qupath.codec.decode import Rows
+from stqp.qupath.codec.layout import ID_KEY
+from stqp.qupath.codec.ragged import Bytes, Ints, by_length, copy_rows, cumulative, numbers, windows
+from stqp.qupath.codec.runs import Run, RunReader
+from stqp.qupath.codec.shapes import Ring, Shape, Slot, TextSlot, column
+from stqp.qupath.java.nodes import BASE_HANDLE, decode
 from stqp.qupath.objects import Objects, PathObjects, RoiKind, random_ids
-from stqp.qupath.ragged import Bytes, Ints, by_length, copy_rows, cumulative, numbers, windows
-from stqp.qupath.runs import Run, RunReader
-from stqp.qupath.shapes import Ring, Shape, Slot, TextSlot, column
 
 _BLOCK = 1 << 14
 

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stqp.polygons import Polygons
-from stqp.qupath.build import is_ellipse
-from stqp.qupath.geojson_text import Runs, coordinate_texts, dictionary, joined
+from stqp.qupath.codec.build import is_ellipse
+from stqp.qupath.geo.text import Runs, coordinate_texts, dictionary, joined
 from stqp.qupath.objects import PathObjects, RoiKind
 
 if TYPE_CHECKING:
-    from stqp.qupath.geojson_text import Texts
+    from stqp.qupath.geo.text import Texts
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]

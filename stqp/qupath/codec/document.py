@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from stqp import files
 from stqp.errors import UsageError
-from stqp.qupath.build import Plan
-from stqp.qupath.carry import CarryingWriter
-from stqp.qupath.columns import Assembly
-from stqp.qupath.decode import Budget, Parts, Rows
-from stqp.qupath.javanodes import Block, Instance, Node, StreamError
-from stqp.qupath.layout import KINDS, Vocabulary
+from stqp.qupath.codec.build import Plan
+from stqp.qupath.codec.carry import CarryingWriter
+from stqp.qupath.codec.columns import Assembly
+from stqp.qupath.codec.decode import Budget, Parts, Rows
+from stqp.qupath.codec.layout import KINDS, Vocabulary
+from stqp.qupath.codec.pack import Fresh
+from stqp.qupath.codec.runs import Run
+from stqp.qupath.java.nodes import Block, Instance, Node, StreamError
 from stqp.qupath.objects import ObjectKind, Objects, PathObjects
-from stqp.qupath.pack import Fresh
-from stqp.qupath.runs import Run
 
 BACKUP_SUFFIX = ".bkp"
 

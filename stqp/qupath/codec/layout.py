@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from stqp.qupath.javanodes import NULL, Array, Block, ClassDesc, Instance, StreamError, Text, encode
+from stqp.qupath.java.nodes import NULL, Array, Block, ClassDesc, Instance, StreamError, Text, encode
 from stqp.qupath.objects import ObjectKind
 from stqp.taxonomy import RGB, color_of
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stqp.polygons import Polygons
-from stqp.qupath.decode import ELLIPSE_VERTICES, UNIT_CIRCLE
-from stqp.qupath.geojson_coordinates import Coordinates, CoordinateStore, Parts
-from stqp.qupath.geojson_stream import Broken
+from stqp.qupath.codec.decode import ELLIPSE_VERTICES, UNIT_CIRCLE
+from stqp.qupath.geo.coordinates import Coordinates, CoordinateStore, Parts
+from stqp.qupath.geo.stream import Broken
 from stqp.qupath.objects import Objects, PathObjects, RoiKind, random_ids
 from stqp.taxonomy import RGB
 

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from stqp.qupath.javanodes import (
+from stqp.qupath.java.nodes import (
     ARRAY,
     BASE_HANDLE,
     BLOCK,

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stqp.qupath.build import Plan
-from stqp.qupath.javanodes import ARRAY, BLOCK, END_BLOCK, NULL_TAG, OBJECT, REFERENCE
-from stqp.qupath.layout import DEFAULT_LIST, FLOAT_LIST, ID_KEY, KIND_CLASSES, MEASUREMENT, METADATA, POLYGON
+from stqp.qupath.codec.build import Plan
+from stqp.qupath.codec.layout import DEFAULT_LIST, FLOAT_LIST, ID_KEY, KIND_CLASSES, MEASUREMENT, METADATA, POLYGON
+from stqp.qupath.codec.ragged import Ints, cumulative
+from stqp.qupath.codec.records import Layout, Packed, Part, Rings
+from stqp.qupath.java.nodes import ARRAY, BLOCK, END_BLOCK, NULL_TAG, OBJECT, REFERENCE
 from stqp.qupath.objects import Mask, ObjectKind, RoiKind
-from stqp.qupath.ragged import Ints, cumulative
-from stqp.qupath.records import Layout, Packed, Part, Rings
 
 _NULL, _OBJECT, _ARRAY, _END, _REFERENCE = (bytes([tag]) for tag in (NULL_TAG, OBJECT, ARRAY, END_BLOCK, REFERENCE))
 
@@ -34,7 +34,7 @@ class Fresh:
 
     def write(self, writer: Any) -> None:
         """Write them."""
-        from stqp.qupath.carry import write_objects
+        from stqp.qupath.codec.carry import write_objects
 
         write_objects(writer, None, None, self.plan, self.indices, self._singly())
 

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from stqp.errors import InputError
 from stqp.polygons import Polygons
 from stqp.qupath import qpdata, servers
-from stqp.qupath.document import backup_of
-from stqp.qupath.findings import Findings
+from stqp.qupath.codec.document import backup_of
 from stqp.qupath.folders import OBJECTS
 from stqp.qupath.objects import ObjectKind, PathObjects, RoiKind
 from stqp.qupath.pending import is_whole
+from stqp.qupath.validation.findings import Findings
 from stqp.taxonomy import RGB
 
 MANY_ANNOTATIONS = 100_000

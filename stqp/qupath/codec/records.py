@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stqp.polygons import Polygons
-from stqp.qupath.javanodes import STRING, encode
-from stqp.qupath.ragged import Bytes, Ints, copy_rows, cumulative, scatter
+from stqp.qupath.codec.ragged import Bytes, Ints, copy_rows, cumulative, scatter
+from stqp.qupath.java.nodes import STRING, encode
 
 _STRING = bytes([STRING])
 _ID_LENGTH = 36

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stqp.qupath.javanodes import ARRAY, BASE_HANDLE, BLOCK, END_BLOCK, NULL_TAG, OBJECT, REFERENCE, STRING
-from stqp.qupath.layout import (
+from stqp.qupath.codec.layout import (
     ARRAY_LIST,
     DEFAULT_LIST,
     FLOAT_LIST,
@@ -20,9 +19,10 @@ from stqp.qupath.layout import (
     RECTANGLE,
     STATS,
 )
+from stqp.qupath.codec.ragged import Ints
+from stqp.qupath.codec.shapes import Ring, Segment, Shape, Slot, TextSlot
+from stqp.qupath.java.nodes import ARRAY, BASE_HANDLE, BLOCK, END_BLOCK, NULL_TAG, OBJECT, REFERENCE, STRING
 from stqp.qupath.objects import ObjectKind
-from stqp.qupath.ragged import Ints
-from stqp.qupath.shapes import Ring, Segment, Shape, Slot, TextSlot
 
 _OBJECT_ARRAY = "[Ljava.lang.Object;"
 _DOUBLE_LIST = FLOAT_LIST.replace("FloatList", "DoubleList")

@@ -19,17 +19,17 @@ from numpy.typing import ArrayLike
 
 from stqp import files
 from stqp.errors import EnvironmentProblem, InputError, UsageError
-from stqp.qupath.build import check
 from stqp.qupath.classes import colors_in_use
-from stqp.qupath.document import backup_of
+from stqp.qupath.codec.build import check
+from stqp.qupath.codec.document import backup_of
+from stqp.qupath.codec.layout import packed
 from stqp.qupath.entry import ProjectEntry
 from stqp.qupath.folders import STAGED
 from stqp.qupath.interface import Replace
-from stqp.qupath.jvm import Columns, java_errors, start
-from stqp.qupath.layout import packed
 from stqp.qupath.objects import ObjectKind, PathObjects
-from stqp.qupath.paquo_read import CLASS, read, tree
-from stqp.qupath.paquo_write import make
+from stqp.qupath.paquo.jvm import Columns, java_errors, start
+from stqp.qupath.paquo.read import CLASS, read, tree
+from stqp.qupath.paquo.write import make
 from stqp.qupath.pending import PENDING_NAME, Pending, is_whole
 from stqp.qupath.project import QuPathProject
 from stqp.qupath.qpdata import mask_to_drop

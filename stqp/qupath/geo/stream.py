@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from stqp.errors import InputError
-from stqp.qupath.geojson_coordinates import CoordinateStore
+from stqp.qupath.geo.coordinates import CoordinateStore
 
 BLOCK = 1 << 20
 _LONGEST = 1 << 30

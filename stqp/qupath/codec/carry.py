@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stqp.qupath.build import Plan
-from stqp.qupath.javanodes import BASE_HANDLE, Node, StreamError
-from stqp.qupath.javawriter import Writer
+from stqp.qupath.codec.build import Plan
+from stqp.qupath.codec.pack import Packer, unpackable
+from stqp.qupath.codec.ragged import Bytes, Ints, copy_rows, cumulative, numbers, put_numbers
+from stqp.qupath.codec.runs import KEPT, Run
+from stqp.qupath.java.nodes import BASE_HANDLE, Node, StreamError
+from stqp.qupath.java.writer import Writer
 from stqp.qupath.objects import Mask
-from stqp.qupath.pack import Packer, unpackable
-from stqp.qupath.ragged import Bytes, Ints, copy_rows, cumulative, numbers, put_numbers
-from stqp.qupath.runs import KEPT, Run
 
 _BLOCK = 1 << 13
 

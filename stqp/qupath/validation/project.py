@@ -14,12 +14,12 @@ from stqp.errors import InputError
 from stqp.qupath import uris
 from stqp.qupath.classes import ClassList
 from stqp.qupath.colors import hex_color
-from stqp.qupath.findings import Finding, Findings, some
 from stqp.qupath.folders import OBJECTS
 from stqp.qupath.project import PROJECT_NAME
-from stqp.qupath.validation_files import check_folders, json_or_reason, network
-from stqp.qupath.validation_images import check_image
-from stqp.qupath.validation_objects import Seen, check_data
+from stqp.qupath.validation.files import check_folders, json_or_reason, network
+from stqp.qupath.validation.findings import Finding, Findings, some
+from stqp.qupath.validation.images import check_image
+from stqp.qupath.validation.objects import Seen, check_data
 
 _TOO_OLD = ("v0.2.0-m1", "v0.2.0-m2")
 

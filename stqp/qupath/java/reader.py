@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from stqp.qupath.javanodes import (
+from stqp.qupath.java.nodes import (
     ARRAY,
     BASE_HANDLE,
     BLOCK,

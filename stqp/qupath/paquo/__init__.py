@@ -1,0 +1,1 @@
+"""The backend that has an installed QuPath read and write, by paquo."""

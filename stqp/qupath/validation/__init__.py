@@ -1,0 +1,1 @@
+"""What QuPath would stumble over in a project."""
