@@ -30,6 +30,7 @@ _AROUND_UM = 1.5  # spread of the surroundings that a nucleus is held against
 _BACKGROUND_UM = 25.0
 _CODES = 250.0
 _CALIBRATION = 24  # fields from which the stains are estimated
+_FEWEST_STAINED = 1000  # pixels of a field from which the usual amounts are taken
 _FINE = 4  # masks are drawn at so many times the resolution, or small shifts would not be seen in them
 
 
@@ -116,12 +117,13 @@ class Windows:
         self._slide = slide
         self._kept: dict[int, NDArray[np.uint8]] | None = {} if keep else None
         first = [self._read(i)[::4, ::4].reshape(-1, 3) for i in _spread(len(grid.cells), _CALIBRATION)]
-        pixels = np.concatenate([np.zeros((0, 3), np.uint8), *first])
-        self.stains = Stains.estimate(pixels)
-        amounts = self.stains.amount(pixels[None])
-        amounts = amounts[amounts > 0]
-        self.darkest = max(float(np.quantile(amounts, _DARKEST)), 0.05) if len(amounts) else 1.0
-        self.range = max(self.darkest - float(np.median(amounts)), 0.05) if len(amounts) else 1.0
+        self.stains = Stains.estimate(np.concatenate([np.zeros((0, 3), np.uint8), *first]))
+        # by field, and then the median: pigment, ink and folds in some fields are no haematoxylin
+        found = [amount[amount > 0] for amount in (self.stains.amount(pixels[None]) for pixels in first)]
+        usual = [np.quantile(amount, (0.5, _DARKEST)) for amount in found if len(amount) >= _FEWEST_STAINED]
+        middle, dark = np.median(usual, axis=0) if usual else (0.0, 1.0)
+        self.darkest = max(float(dark), 0.05)
+        self.range = max(float(dark - middle), 0.05)
 
     def _read(self, index: int) -> RGBImage:
         x, y = self.corner(index)
