@@ -54,6 +54,8 @@ file.withWriter("UTF-8") { out ->
     objects.eachWithIndex { object, i ->
         def feature = JsonParser.parseString(gson.toJson(object, PathObject.class)).getAsJsonObject()
         feature.addProperty("id", object.getID().toString())
+        // 0.4 cannot read these again
+        feature.getAsJsonObject("properties").getAsJsonObject("measurements")?.entrySet()?.removeIf { it.value.getAsString() == "NaN" }
         def noted = new LinkedHashMap(metadata(object))
         // coordinates are rounded on the way, so what counts is noted, and not the checksum
         def written = noted.get("stqp.written")

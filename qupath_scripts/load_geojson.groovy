@@ -88,6 +88,7 @@ if (!files) {
 for (file in files) {
     def loaded = []
     def broken = 0
+    def reason = null
     features(file) { feature ->
         // taken out and put back, as 0.4 and 0.5 lose the metadata of detections
         def noted = feature.getAsJsonObject("properties")?.remove("metadata")
@@ -97,10 +98,11 @@ for (file in files) {
             loaded << object
         } catch (RuntimeException e) {
             broken++
+            reason = reason ?: e.toString()
         }
     }
     if (broken)
-        println "${file.getName()}: ${broken} objects cannot be read and are left out"
+        println "${file.getName()}: ${broken} objects cannot be read and are left out; the first: ${reason}"
     def foreign = loaded.findAll { metadata(it).get("stqp.source") == null }
     if (foreign && !withForeign) {
         println "${file.getName()}: ${foreign.size()} objects are not stqp's and are left out"
