@@ -12,6 +12,8 @@ Why these classes (the table `data/fine_types.tsv` holds each decision):
   erythroid cells and platelets, whose RNA is everywhere and whose nuclei mostly are not.
 - shared: no lineage: states (cycling, dying, checkpoints) and words too wide to vote (stem cell, cancer cell).
   A tumour type of a known lineage votes for its lineage; Neoplastic is decided by evidence, not by a marker.
+
+Dead has no markers either: what dying cells express (BAX, FAS, HSPA1A), stressed and healthy ones express too.
 """
 
 import csv

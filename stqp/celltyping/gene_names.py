@@ -17,7 +17,7 @@ HUMAN, MOUSE, UNSURE = "human", "mouse", "unsure"
 _ENSEMBL = re.compile(r"(?:ENS|ens)(MUS|mus)?[Gg](\d{11})(?:\.\d+)?$")
 _GENOME = re.compile(r"^(?:GRCh\d\d|GRCm\d\d|hg\d\d|mm\d\d)_+", re.IGNORECASE)
 _HUMAN_CASE = re.compile(r"(?:C\d+orf\d+|[A-Z][A-Z0-9.@-]*)$")
-_MOUSE_CASE = re.compile(r"[A-Z][a-z0-9.-]*[a-z][A-Za-z0-9.-]*$")
+_MOUSE_CASE = re.compile(r"[A-Z][A-Za-z0-9.-]*[a-z][A-Za-z0-9.-]*$")
 
 
 @functools.cache

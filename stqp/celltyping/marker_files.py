@@ -83,7 +83,12 @@ def _read(path: Path) -> tuple[list[str], Table]:
             first = next((line for line in text.splitlines() if line and not line.startswith("#")), "")
             delimiter = max("\t,;", key=first.count)
             kept = (line for line in text.splitlines() if line and not line.startswith("#"))
-            lines = list(csv.reader(kept, delimiter=delimiter))
+            if delimiter == "\t":  # a quote in a tab separated table is a character of a title
+                lines = [
+                    [v.strip('"') for v in line] for line in csv.reader(kept, csv.excel_tab, quoting=csv.QUOTE_NONE)
+                ]
+            else:
+                lines = list(csv.reader(kept, delimiter=delimiter))
     except (OSError, csv.Error) as error:
         raise InputError(f"the marker table {path} cannot be read: {error}") from error
     if len(lines) < 2:

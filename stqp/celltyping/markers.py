@@ -119,18 +119,28 @@ class MarkerTable:
     def with_taxonomy(self, taxonomy: "Taxonomy") -> "MarkerTable":
         """The same markers, speaking for the classes of `taxonomy`.
 
-        A fine type that the taxonomy names speaks for that class; any other for the class of that name, if
-        there is one; else it is silent. Markers that the taxonomy lists itself are added.
+        A fine type that the taxonomy names speaks for that class; any other for the class of its visual
+        class's name, if there is one; else it is silent. Markers that the taxonomy lists itself are added, and
+        fine types that no row has are noted.
         """
-        rows = [replace(r, visual=taxonomy.class_of(r.fine, r.visual), against=()) for r in self.rows]
         kept = set(taxonomy.classes)
         rows = [
-            replace(new, against=tuple(a for a in old.against if a in kept))
-            for new, old in zip(rows, self.rows, strict=True)
+            replace(r, visual=taxonomy.class_of(r.fine, r.visual), against=tuple(a for a in r.against if a in kept))
+            for r in self.rows
         ]
         for name, genes in taxonomy.markers.items():
             rows += [MarkerRow(g, name, name, (), "taxonomy") for g in genes]
-        return self.from_rows(f"{self.name} in {taxonomy.name}", self.species, rows, self.notes)
+        here = {type_key(t) for t in self.types}
+        strange = [t for types in taxonomy.types.values() for t in types if type_key(t) not in here]
+        notes = [
+            f"the marker table {self.name} has no fine type {t!r} of the taxonomy {taxonomy.name}" for t in strange
+        ]
+        return self.from_rows(f"{self.name} in {taxonomy.name}", self.species, rows, (*self.notes, *notes))
+
+    @functools.cached_property
+    def types(self) -> dict[str, str]:
+        """Fine types, and the class (or the silent word) of each."""
+        return {r.fine: r.visual for r in self.rows}
 
     @functools.cached_property
     def known(self) -> dict[str, str]:

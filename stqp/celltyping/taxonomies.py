@@ -1,5 +1,6 @@
 """Taxonomies: the visual classes by default, or a user's own from a small TOML file."""
 
+import functools
 import json
 import re
 import tomllib
@@ -127,13 +128,14 @@ class Taxonomy:
 
     def class_of(self, fine: str, visual: str) -> str:
         """Class of a fine type, whose visual class (or a silent word) is `visual`."""
-        if not hasattr(self, "_by_type"):
-            index = {type_key(t): name for name, types in self.types.items() for t in (name, *types)}
-            object.__setattr__(self, "_by_type", index)
-        found = self._by_type.get(type_key(fine))  # type: ignore[attr-defined]
+        found = self._by_type.get(type_key(fine))
         if found is not None:
             return found
         return visual if visual in self.classes or visual not in VISUAL else UNKNOWN
+
+    @functools.cached_property
+    def _by_type(self) -> dict[str, str]:
+        return {type_key(t): name for name, types in self.types.items() for t in types}
 
     def write(self, path: Path) -> None:
         """Write the taxonomy as a file that `read` reads."""
