@@ -23,7 +23,7 @@ from stqp.importing.staged import StagedFiles
 from stqp.qupath.backends import DEFAULT_BACKEND, check_backend, open_project
 from stqp.qupath.entry import ProjectEntry
 from stqp.qupath.objects import PathObjects
-from stqp.qupath.ownership import SOURCE_KEY, corrected, object_uuids, owned, stamp
+from stqp.qupath.ownership import SOURCE_KEY, object_uuids, owned, settled, stamp
 from stqp.record import RunRecord
 from stqp.sample import SpatialSample
 from stqp.slides import open_slide
@@ -183,7 +183,7 @@ def import_xenium(
         own = owned(present, source)
         if not keep_corrections:
             own |= np.isin(present.ids.astype(str), ids.astype(str))
-        kept = own & corrected(present) if keep_corrections else np.zeros(len(present), bool)
+        kept = own & settled(present) if keep_corrections else np.zeros(len(present), bool)
         deleted = _deleted(present, _unpack(ever.get(f"ids-{sample.id}")), record) if keep_corrections else set()
         withheld = set(present.ids[~own | kept].tolist()) | deleted
         wanted = np.array([i not in withheld for i in ids.tolist()], bool)
@@ -230,7 +230,7 @@ def _count(
     others = int((~own).sum())
     if others:
         record.count("other objects of the image left alone", others)
-    record.skip("nuclei that somebody corrected (kept as they are; --discard-corrections overwrites)", int(kept.sum()))
+    record.skip("nuclei that somebody corrected or accepted (kept; --discard-corrections overwrites)", int(kept.sum()))
     record.skip("nuclei that somebody deleted (--discard-corrections brings them back)", len(deleted))
     column = present.metadata.get(SOURCE_KEY)
     if column is not None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stqp.inference.detections import Detections, in_boxes
 from stqp.qupath.entry import ProjectEntry
 from stqp.qupath.objects import ObjectKind, PathObjects
-from stqp.qupath.ownership import corrected, object_uuids, owned, stamp
+from stqp.qupath.ownership import object_uuids, owned, settled, stamp
 from stqp.taxonomy import color_of
 
 SOURCE = "predict:"
@@ -77,7 +77,7 @@ def write_detections(
     source = source_of(run_name)
     present = entry.read_objects()
     mine = owned(present, source)
-    kept = mine & corrected(present)
+    kept = mine & settled(present)
     if boxes is not None:
         kept |= mine & ~in_boxes(present.polygons.centroid(), boxes)
     drop = mine & ~kept
@@ -90,7 +90,7 @@ def write_detections(
     return objects, {
         "nuclei written": len(objects),
         "nuclei replaced": int(drop.sum()),
-        "corrected nuclei kept": int((mine & corrected(present)).sum()),
+        "corrected nuclei kept": int((mine & settled(present)).sum()),
     }
 
 

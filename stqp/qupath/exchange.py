@@ -17,7 +17,7 @@ from stqp.qupath.geojson import write_geojson
 from stqp.qupath.inspection import UNCLASSIFIED
 from stqp.qupath.interface import Entry, Project
 from stqp.qupath.objects import Mask, ObjectKind, PathObjects, RoiKind
-from stqp.qupath.ownership import corrected, owned, stamp
+from stqp.qupath.ownership import owned, settled, stamp
 
 FORMATS = {"geojson": ".geojson", "parquet": ".parquet", "csv": ".csv", "ranger": ".geojson"}
 KINDS = {
@@ -241,7 +241,7 @@ def import_objects(
         label = source or SOURCE + _stem(path)
         present = target.read_objects()
         mine = owned(present, label)
-        kept = mine & corrected(present) if keep_corrections else np.zeros(len(present), bool)
+        kept = mine & settled(present) if keep_corrections else np.zeros(len(present), bool)
         same = np.isin(present.ids.astype(str), new.ids.astype(str))
         drop = (mine & ~kept) | (same & ~mine if replace else False)
         staying = set(present.ids[~drop].tolist())

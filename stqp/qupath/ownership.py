@@ -22,6 +22,7 @@ from stqp.qupath.objects import Mask, Objects, PathObjects, uuid_texts
 SOURCE_KEY = "stqp.source"
 RUN_KEY = "stqp.run"
 WRITTEN_KEY = "stqp.written"
+REVIEWED_KEY = "stqp.reviewed"  # set in QuPath, by the script that shows nuclei one by one
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "stqp.qupath.objects")
 
 
@@ -77,6 +78,14 @@ def corrected(objects: PathObjects) -> Mask:
     return result & owned(objects)
 
 
+def settled(objects: PathObjects) -> Mask:
+    """Objects of stqp's that a person corrected, or looked at and accepted; bool (n,)."""
+    column = objects.metadata.get(REVIEWED_KEY)
+    if column is None:
+        return corrected(objects)
+    return corrected(objects) | (owned(objects) & np.array([value is not None for value in column.tolist()], bool))
+
+
 def written_classes(objects: PathObjects) -> Objects:
     """Class that stqp wrote for each object, None for no class and for objects of others; object (n,)."""
     result: Objects = np.full(len(objects), None, object)
@@ -98,7 +107,7 @@ def replacement(present: PathObjects, new: PathObjects, source: str, keep_correc
     source
         Its source.
     keep_corrected
-        Whether objects that a person corrected stay, in place of the new ones of the same id.
+        Whether objects that a person corrected or accepted stay, in place of the new ones of the same id.
 
     Returns
     -------
@@ -107,7 +116,7 @@ def replacement(present: PathObjects, new: PathObjects, source: str, keep_correc
     """
     drop = owned(present, source)
     if keep_corrected:
-        drop &= ~corrected(present)
+        drop &= ~settled(present)
     kept = set(present.ids[~drop].tolist())
     return drop, np.array([i not in kept for i in new.ids.tolist()], dtype=bool)
 

@@ -17,6 +17,7 @@ from stqp.qupath.ownership import (
     object_uuids,
     owned,
     replacement,
+    settled,
     stamp,
     written_classes,
 )
@@ -165,3 +166,12 @@ def test_sorted_vertices_are_those_of_a_plain_sort():
     plain = vertices + np.float32(0)
     order = np.lexsort((plain[:, 1], plain[:, 0], np.repeat(np.arange(500), length)))
     assert plain[order].tobytes() == _sorted_vertices(vertices, starts).tobytes()
+
+
+def test_what_a_person_accepted_stays(tmp_path):
+    objects = stamp(many(10), "import:S", "first")
+    objects.metadata["stqp.reviewed"] = np.full(10, None, object)
+    objects.metadata["stqp.reviewed"][[2, 5]] = "someone 2026-01-01T10:00:00Z"
+    assert np.flatnonzero(settled(objects)).tolist() == [2, 5] and not corrected(objects).any()
+    drop, add = replacement(objects, stamp(many(10), "import:S", "second"), "import:S")
+    assert np.flatnonzero(~drop).tolist() == [2, 5]
