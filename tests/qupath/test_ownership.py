@@ -173,5 +173,5 @@ def test_what_a_person_accepted_stays(tmp_path):
     objects.metadata["stqp.reviewed"] = np.full(10, None, object)
     objects.metadata["stqp.reviewed"][[2, 5]] = "someone 2026-01-01T10:00:00Z"
     assert np.flatnonzero(settled(objects)).tolist() == [2, 5] and not corrected(objects).any()
-    drop, add = replacement(objects, stamp(many(10), "import:S", "second"), "import:S")
+    drop, _ = replacement(objects, stamp(many(10), "import:S", "second"), "import:S")
     assert np.flatnonzero(~drop).tolist() == [2, 5]
