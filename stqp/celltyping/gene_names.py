@@ -67,7 +67,7 @@ def species_of(symbols: Iterable[str]) -> str:
 
 
 def to_mouse(symbol: str) -> tuple[str, ...]:
-    """Mouse orthologues of a human symbol: by the case, or the listed exceptions; none where mice have none."""
+    """Mouse orthologues of a human symbol: by the case, or the listed exceptions; none where no gene stands for it."""
     symbol = current_symbol(symbol)
     exceptions = _orthologs()[0]
     return exceptions[symbol] if symbol in exceptions else (symbol[:1].upper() + symbol[1:].lower(),)
@@ -98,6 +98,12 @@ def ensembl_id(name: str) -> tuple[str, str] | None:
     if match is None:
         return None
     return (MOUSE, f"ENSMUSG{match[2]}") if match[1] else (HUMAN, f"ENSG{match[2]}")
+
+
+def symbol_of(name: str) -> str:
+    """Symbol of a marker that is named by its Ensembl id; any other name is returned as it is."""
+    identifier = ensembl_id(name)
+    return name if identifier is None else _ensembl().get(identifier[1], name)
 
 
 @dataclass(frozen=True)
@@ -175,22 +181,20 @@ def harmonise(genes: Sequence[str], table: "MarkerTable") -> tuple[list[str], Ge
     """
     known = table.known
     names, renamed = [], {}
-    ensembl = unknown_ensembl = converted = found = 0
-    symbols = []
+    unknown_ensembl = converted = found = 0
+    symbols, ids = [], []
     for gene in genes:
         name = _GENOME.sub("", str(gene).strip())
         identifier = ensembl_id(name)
+        symbol = symbol_of(name)
         if identifier is not None:
-            ensembl += 1
-            symbol = _ensembl().get(identifier[1])
-            unknown_ensembl += symbol is None
-            name = symbol or name
-        symbols.append(name)
-    ids = [i for i in (ensembl_id(str(g)) for g in genes) if i is not None]
+            ids.append(identifier)
+            unknown_ensembl += symbol == name
+        symbols.append(symbol)
     species = Counter(s for s, _ in ids).most_common(1)[0][0] if 2 * len(ids) > len(genes) else species_of(symbols)
     for gene, name in zip(genes, symbols, strict=True):
         written = known.get(name) or known.get(current_symbol(name))
-        if written is not None and written != name and ensembl_id(str(gene)) is None:
+        if written is not None and written != name:
             renamed[str(gene)] = written
         if written is None and species != table.species:
             written = _orthologue(name, species, known)
@@ -199,7 +203,7 @@ def harmonise(genes: Sequence[str], table: "MarkerTable") -> tuple[list[str], Ge
         names.append(written or name)
     duplicates = tuple(name for name, times in Counter(names).items() if times > 1)
     report = GeneReport(
-        len(names), found, species, table.species, ensembl, unknown_ensembl, renamed, converted, duplicates
+        len(names), found, species, table.species, len(ids), unknown_ensembl, renamed, converted, duplicates
     )
     if not found:
         raise InputError(_stranger(genes, report, table))

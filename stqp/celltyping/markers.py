@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stqp.celltyping.fine_types import NONE, SHARED, data_rows, type_key
-from stqp.celltyping.gene_names import HUMAN, MOUSE, current_symbol, species_of, to_mouse
+from stqp.celltyping.gene_names import HUMAN, MOUSE, current_symbol, species_of, symbol_of, to_mouse
 from stqp.errors import InputError, UsageError
 from stqp.taxonomy import UNKNOWN, ordered
 
@@ -92,6 +92,7 @@ class MarkerTable:
         from stqp.celltyping.marker_files import read_marker_rows
 
         rows, notes = read_marker_rows(Path(path), species)
+        rows = [replace(r, gene=symbol_of(r.gene)) for r in rows]
         found = species_of(r.gene for r in rows)
         return cls.from_rows(str(path), found if found in (HUMAN, MOUSE) else AUTO, rows, notes)
 

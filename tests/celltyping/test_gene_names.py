@@ -112,6 +112,14 @@ def test_ensembl_ids_are_mended(human, mouse):
     assert harmonise(["ENSMUSG00000026395"], human)[0] == ["PTPRC"]
 
 
+def test_a_table_of_ensembl_ids_is_mended(tmp_path):
+    path = tmp_path / "ids.csv"
+    path.write_text("gene,class\nENSG00000156738,Inflammatory\nENSG00000119888.11,Epithelial\n", encoding="utf-8")
+    table = MarkerTable.read(path)
+    assert table.genes == ["MS4A1", "EPCAM"] and table.species == "human"
+    assert harmonise(["Ms4a1", "Epcam"], table)[1].found == 2
+
+
 def test_duplicate_genes_are_said(human):
     names, report = harmonise(["CD3E", "EPCAM", "CD3E", "KARS", "KARS1", "X", "X"], human)
     assert report.duplicates == ("CD3E", "KARS1", "X") and len(names) == 7
