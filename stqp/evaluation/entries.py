@@ -130,9 +130,13 @@ def evaluate_entries(
                 outside = ~_covered(table.pred_xy, truth.coverage)
                 number = int(outside.sum())
                 if number:
-                    reason = "predicted nuclei outside of what the ST run covered"
+                    reason = "predicted nuclei outside of what the ST run covered, or of the regions drawn"
                     skipped[reason] = skipped.get(reason, 0) + number
-                table = table.select(np.ones(len(table.true_ids), np.bool_), ~outside)
+                inside = _covered(table.true_xy, truth.coverage)
+                if number := int((~inside).sum()):
+                    reason = "true nuclei outside of the regions drawn"
+                    skipped[reason] = skipped.get(reason, 0) + number
+                table = table.select(inside, ~outside)
             if held is not None:
                 table = table.within(held[a.name])
             # ids are positions + 1 of the polygons that keep a pixel

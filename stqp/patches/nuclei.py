@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from stqp.taxonomy import UNKNOWN
 
 LARGEST_UM2 = 2000.0
 """An annotation above this area is a region that somebody drew, not a nucleus (a megakaryocyte's is below)."""
+INCLUDING, IGNORED = ("Train", "Region"), "Ignore"
+"""Classes of annotations that bound what is used, and that mask what is not, in any case of letters."""
 OBJECT_KINDS = ("auto", "annotations", "detections", "cells")
 
 
@@ -30,7 +33,8 @@ class Nuclei:
     skipped : dict
         How many objects were no nuclei, by reason.
     coverage : Polygons or None
-        The area that the ST run covered; None when nothing limits it.
+        The area to learn from and to score on: what the ST run covered, within what a person marked as Train or
+        Region, without what is marked Ignore; None when nothing limits it.
     """
 
     polygons: Polygons
@@ -64,7 +68,42 @@ def read_nuclei(entry: ProjectEntry, objects: PathObjects, mpp: float, kind: str
         offsets = np.cumsum([0, *map(len, rings)])
         coords = np.concatenate([np.asarray(r, dtype=float) for r in rings]) if rings else np.empty((0, 2))
         nuclei.coverage = Polygons.from_rings(coords, offsets)
+    nuclei.coverage = _marked(objects, nuclei.coverage, entry.size)
     return nuclei
+
+
+def marks(objects: PathObjects) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Annotations that bound what is used, and those that mask what is not; bool (n,) each."""
+    areas = (objects.kind == ObjectKind.ANNOTATION) & (np.diff(objects.polygons.geom_offsets) > 0)
+    names = np.array([(c or "").lower() for c in objects.classes.tolist()], object)
+    return areas & np.isin(names, [n.lower() for n in INCLUDING]), areas & (names == IGNORED.lower())
+
+
+def _marked(objects: PathObjects, coverage: Polygons | None, size: tuple[int, int] | None) -> Polygons | None:
+    """Coverage within the regions that a person drew, as one geometry."""
+    import shapely
+
+    included, ignored = marks(objects)
+    if not (included.any() or ignored.any()):
+        return coverage
+    if coverage is not None:
+        area = _union(coverage)
+    elif size is not None:
+        area = shapely.box(0, 0, *size)
+    else:
+        area = shapely.box(*shapely.total_bounds(objects.polygons.to_shapely()))
+    if included.any():
+        area = shapely.intersection(area, _union(objects.polygons.take(included)))
+    if ignored.any():
+        area = shapely.difference(area, _union(objects.polygons.take(ignored)))
+    parts = [part for part in shapely.get_parts(area) if part.geom_type == "Polygon" and part.area > 0]
+    return Polygons.from_shapely([shapely.MultiPolygon(parts)])
+
+
+def _union(polygons: Polygons) -> Any:
+    import shapely
+
+    return shapely.union_all(shapely.make_valid(polygons.to_shapely()))
 
 
 def select_nuclei(objects: PathObjects, mpp: float, kind: str = "auto") -> Nuclei:
@@ -101,7 +140,9 @@ def _select(objects: PathObjects, mpp: float, mask: NDArray[np.bool_], cells: bo
     source = chosen.metadata.get("stqp.source", np.full(len(chosen), None, object))
     classes = np.array([UNKNOWN if c is None else c for c in chosen.classes], object)
     area = polygons.area() * mpp**2
+    included, ignored = marks(chosen)
     reasons = {
+        "annotations of the class Train, Region or Ignore": included | ignored,
         "objects without an outline": area <= 0,
         f"regions larger than {LARGEST_UM2:g} µm²": area > LARGEST_UM2,
         "objects of an ignored class (its name ends with *)": np.array([str(c).endswith("*") for c in classes], bool),

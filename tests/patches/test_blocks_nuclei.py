@@ -1,6 +1,7 @@
 """Which objects are nuclei, and how a slide is split."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import shapely
 from stqp.errors import InputError
 from stqp.patches.blocks import grid, hold_out
 from stqp.patches.cut import _starts
-from stqp.patches.nuclei import select_nuclei
+from stqp.patches.nuclei import read_nuclei, select_nuclei
 from stqp.polygons import Polygons
 from stqp.qupath.objects import ObjectKind, PathObjects
 
@@ -78,3 +79,40 @@ def test_cells_give_their_nuclei_and_predictions_are_no_truth():
     assert len(select_nuclei(predicted, 0.25).polygons) == 0
     both = PathObjects.concatenate([predicted, cells])
     assert len(select_nuclei(both, 0.25).polygons) == 4
+
+
+class Image:
+    """What `read_nuclei` asks of an entry."""
+
+    def __init__(self, folder, size=(300, 100)):
+        self.stqp_folder, self.size = folder, size
+
+
+def drawn(*regions):
+    """Nuclei at x = 30, 80, 130, 180, and regions of a class."""
+    nuclei = objects(classes=["Dead"] * 4)
+    boxes = Polygons.from_shapely([shapely.box(*box) for _, box in regions])
+    return PathObjects.concatenate([nuclei, PathObjects.build(boxes, classes=[name for name, _ in regions])])
+
+
+def covered(found):
+    return shapely.union_all(found.coverage.to_shapely())
+
+
+def test_regions_bound_what_is_used(tmp_path):
+    image = Image(tmp_path)
+    found = read_nuclei(image, drawn(("Train", (0, 0, 100, 100)), ("region", (100, 0, 150, 100))), 0.25)
+    assert len(found.polygons) == 4 and [*found.skipped.values()] == [2]
+    assert covered(found).equals(shapely.box(0, 0, 150, 100))
+    found = read_nuclei(image, drawn(("Ignore", (100, 20, 150, 60))), 0.25)
+    assert covered(found).equals(shapely.box(0, 0, 300, 100) - shapely.box(100, 20, 150, 60))
+    assert read_nuclei(image, drawn(("Stroma", (0, 0, 9, 9))), 0.25).coverage is None
+    (tmp_path / "sample.json").write_text(json.dumps({"coverage": [[[50, 0], [200, 0], [200, 90], [50, 90]]]}))
+    both = drawn(("Region", (0, 0, 100, 100)), ("Ignore", (90, 0, 400, 100)))
+    assert covered(read_nuclei(image, both, 0.25)).equals(shapely.box(50, 0, 90, 90))
+
+
+def test_an_ignored_hole_is_masked_in_a_patch(tmp_path):
+    found = read_nuclei(Image(tmp_path), drawn(("Ignore", (100, 20, 150, 60))), 0.25)
+    valid = found.coverage.rasterize((100, 300), np.ones(len(found.coverage)), np.zeros((100, 300), np.uint8))
+    assert valid[10, 120] and not valid[40, 120] and valid[80, 120] and valid.sum() == 300 * 100 - 50 * 40
