@@ -1,0 +1,109 @@
+"""`stqp label`."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from stqp_cli.common import PATH, backend_option, json_option, report, set_up_logging, verbose_option
+
+EPILOG = """\b
+Examples:
+  stqp label slide
+  stqp label slide --markers panel.csv --resolution 3
+  stqp label slide --method paper --markers panglaodb_markers.tsv
+  stqp label slide --neoplastic-clusters 3,7
+  stqp label slide --tumour-region Tumour
+  stqp label slide --method reference --reference atlas.h5ad --reference-key cell_type
+  stqp label slide --method labels --labels mine.csv --class-map class_map.csv
+
+The method stqp (default) clusters the cells, sorts each once more by its own counts and those of its neighbours,
+and names a cluster by the markers that set it apart: one vote a gene and class, measured against what the panel
+offers. What is close, sparse or contradictory is Unknown. The method paper repeats arXiv 2604.23481 with its constants.
+
+Nuclei that somebody corrected or accepted stay. typing.json and clusters.csv beside the project (stqp/IMAGE) say
+how each cluster was named and why.
+"""
+
+
+def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
+    """Cluster numbers from text."""
+    if value is None:
+        return None
+    try:
+        return [int(part) for part in value.split(",") if part.strip()]
+    except ValueError as error:
+        raise click.BadParameter(f"expected numbers of clusters such as 3,7, found {value!r}") from error
+
+
+@contextmanager
+def step_bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Give a callback `(done, total, name)` that draws a bar with the name of the step on stderr."""
+    import sys
+
+    from tqdm import tqdm
+
+    bar: Any = tqdm(desc=label, unit="step", file=sys.stderr, disable=None, leave=False)
+    try:
+
+        def update(done: int, total: int, name: str) -> None:
+            bar.total = total
+            bar.set_description(f"{label}: {name}", refresh=False)
+            bar.update(done - bar.n)
+            bar.refresh()
+
+        yield update
+    finally:
+        bar.close()
+
+
+@click.command(epilog=EPILOG)
+@click.argument("project", type=PATH)
+@click.option("--entry", metavar="NAME", help="Name or id of the image. Default: all that have counts.")
+@click.option(
+    "--method",
+    type=click.Choice(["stqp", "paper", "reference", "labels"]),
+    default="stqp",
+    show_default=True,
+    help="How the cells are typed.",
+)
+@click.option("--markers", type=PATH, metavar="FILE", help="Marker table: 10x panel, PanglaoDB, CellMarker or csv.")
+@click.option("--taxonomy", type=PATH, metavar="FILE", help="Classes of your own, TOML.")
+@click.option("--resolution", type=click.FloatRange(0, min_open=True), help="Of Leiden. Default: 2; paper 4.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same types.")
+@click.option(
+    "--species", type=click.Choice(["auto", "human", "mouse"]), default="auto", show_default=True, help="Of the genes."
+)
+@click.option("--h5ad", type=PATH, metavar="FILE", help="Counts in place of those beside the project.")
+@click.option("--reference", type=PATH, metavar="FILE", help="Labelled .h5ad, or a CellTypist model (.pkl).")
+@click.option("--reference-key", metavar="KEY", help="Column of the reference's types in obs.")
+@click.option("--labels", type=PATH, metavar="FILE", help="For --method labels: cell_id,label.")
+@click.option("--label-key", metavar="KEY", help="Column of the labels.")
+@click.option("--class-map", type=PATH, metavar="FILE", help="csv label,class, for labels and reference.")
+@click.option(
+    "--neoplastic-clusters",
+    callback=_numbers,
+    metavar="3,7",
+    help="Clusters that are the tumour; evidence is recorded.",
+)
+@click.option("--tumour-region", metavar="NAME", help="Annotations whose epithelial cells are the tumour.")
+@click.option("--tumour-genes", type=PATH, metavar="FILE", help="Tumour genes of your own, one a line.")
+@backend_option
+@json_option
+@verbose_option
+def command(as_json: bool, verbose: bool, project: Path, **options: Any) -> None:
+    """Type the cells of PROJECT by their counts and write the classes to its nuclei."""
+    set_up_logging(verbose)
+    from stqp.importing.labelling import label_project
+
+    with step_bar("Typing") as progress:
+        record = label_project(project, progress=progress, **options)
+    lines = [f"note: {note}" for note in record.results["notes"]]
+    for image, samples in record.results["images"].items():
+        for found in samples.values():
+            lines.append(f"{image}: {found['clusters']} clusters; cells and nuclei by class")
+            names = list(dict.fromkeys([*found["cells"], *found["nuclei"]]))
+            width = max(map(len, names), default=0)
+            lines += [f"  {n:<{width}} {found['cells'].get(n, 0):>9,} {found['nuclei'].get(n, 0):>9,}" for n in names]
+    report(record, as_json, *lines)
