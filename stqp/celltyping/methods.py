@@ -116,13 +116,17 @@ def type_cells(
     names, report = harmonise(counts.genes.tolist(), table)
     counts = with_names(counts, names)
     genes = counts.genes.tolist()
+    found = species if species != "auto" else species_of(genes)
+    organism = "mouse" if found == "mouse" else "human"
     if tumour is not None:
         tumours = list(tumour)
+    elif method == "paper":
+        tumours = tumour_genes(organism, lineage=True)  # the paper's census holds genes of lineages, too
     else:
-        found = species if species != "auto" else species_of(genes)
-        # the paper's census holds genes of lineages, too
-        tumours = tumour_genes("mouse" if found == "mouse" else "human", lineage=method == "paper")
-    dividing = proliferation_genes("mouse" if species_of(genes) == "mouse" else "human")
+        wide = tumour_genes(organism, lineage=True)
+        silent = ~np.asarray(table.votes(wide), bool).any(axis=1)
+        tumours = [*tumour_genes(organism), *(g for g, s in zip(wide, silent.tolist(), strict=True) if s)]
+    dividing = proliferation_genes(organism)
     parameters: dict[str, Any] = {
         "method": method,
         "markers": table.name,

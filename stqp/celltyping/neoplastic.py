@@ -23,7 +23,7 @@ DRAWS = 9_999
 ALPHA = 0.005  # of all candidates together
 EXCESS = 1.0  # log2 fold change beyond what other genes have
 RAISED = 3  # tumour genes that are at least doubled
-FEWEST = 5  # tumour genes on the panel without which nothing is said
+FEWEST = 3  # tumour genes on the panel without which nothing is said
 _BINS = 8
 
 
