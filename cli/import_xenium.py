@@ -73,6 +73,12 @@ corrected or deleted in QuPath since.
 @click.option("--labels", type=PATH, metavar="FILE", help="Labels of the cells. Without, every nucleus is Unknown.")
 @click.option("--label-key", metavar="KEY", help="Column of the labels; for .h5ad of obs.")
 @click.option("--class-map", type=PATH, metavar="FILE", help="csv label,class: from labels to visual classes.")
+@click.option(
+    "--type",
+    "cell_types",
+    type=click.Choice(["stqp", "paper"]),
+    help="Type the cells by their counts in place of labels; stqp label has all options.",
+)
 @click.option("--name", help="Name of the sample. Default: the region's own.")
 @click.option(
     "--as",

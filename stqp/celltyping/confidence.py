@@ -19,8 +19,9 @@ Ints = NDArray[np.int64]
 
 SIMULATED = 4_000
 BINS = 10
-# share of rightly named clusters by margin, from simulated and thinned slides with a known truth
-NAME_FLOOR, NAME_TOP, NAME_SCALE = 0.80, 0.99, 0.25
+# share of rightly named clusters by margin: fitted to 1,117 clusters of 36 simulated and thinned slides with a known
+# truth, named by two marker tables (0.75 right at a margin of 0.35, 0.85 at 0.45, 0.90 at 0.6, 0.99 from 0.75)
+NAME_FLOOR, NAME_TOP, NAME_SCALE = 0.02, 0.995, 0.23
 
 
 class Calibration:

@@ -124,8 +124,12 @@ def type_cells(
         tumours = tumour_genes(organism, lineage=True)  # the paper's census holds genes of lineages, too
     else:
         wide = tumour_genes(organism, lineage=True)
-        silent = ~np.asarray(table.votes(wide), bool).any(axis=1)
-        tumours = [*tumour_genes(organism), *(g for g, s in zip(wide, silent.tolist(), strict=True) if s)]
+        speak = np.asarray(table.votes(wide), bool)
+        # a gene of a lineage that marks none of this table cannot be mistaken for a marker
+        tumours = [
+            *tumour_genes(organism),
+            *(g for g, votes in zip(wide, speak.tolist(), strict=True) if not any(votes)),
+        ]
     dividing = proliferation_genes(organism)
     parameters: dict[str, Any] = {
         "method": method,

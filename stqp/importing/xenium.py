@@ -64,6 +64,7 @@ def import_xenium(
     max_overlap: float | None = 0.5,
     min_stain: float | None = None,
     tissue_only: bool = False,
+    cell_types: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> RunRecord:
     """Turn a Xenium run and its H&E into typed nuclei of a QuPath project.
@@ -115,6 +116,8 @@ def import_xenium(
         ``annotation:NAME`` for what somebody drew on the image in the project.
     min_transcripts, max_control_fraction, min_area, max_area, max_overlap, min_stain, tissue_only
         See `stqp.sources.filters.Filters`.
+    cell_types : {None, "stqp", "paper"}
+        Type the cells by their counts in place of labels, see `stqp.celltyping.methods.type_cells`.
     progress
         Called with (steps done, steps in all).
 
@@ -135,6 +138,8 @@ def import_xenium(
     arguments = {k: v for k, v in locals().items() if k != "progress"}
     if as_kind not in KINDS:
         raise UsageError(f"expected one of {', '.join(KINDS)} to make of the nuclei, found {as_kind!r}")
+    if cell_types is not None and (labels is not None or cell_types not in ("stqp", "paper")):
+        raise UsageError(f"cells are typed by stqp or paper, and not where labels are given; found {cell_types!r}")
     check_backend(backend)
     filters = Filters(
         min_transcripts, max_control_fraction, min_area, max_area, max_overlap, min_stain, tissue_only
@@ -211,6 +216,13 @@ def import_xenium(
             record.write(staged.path(RECORD_FILE))
             staged.place()
             qupath.save()
+            image = entry.id
+    if cell_types is not None:
+        from stqp.importing.labelling import label_project
+
+        typed = label_project(project, str(image), backend=backend, method=cell_types).results
+        record.results["typing"] = typed["images"][record.results["entry"]][sample.id]
+        record.results["classes"] = record.results["typing"]["nuclei"]
     step(_STEPS)
     return record
 
