@@ -11,7 +11,7 @@ from stqp import __version__
 COMMANDS = {
     "demo": ("demo", "Make a small sample and run the whole chain on it."),
     "import-xenium": ("import_xenium", "Turn a Xenium run and its H&E into a QuPath project."),
-    "label": ("label", "Type the cells of a project by their counts, and its nuclei with them."),
+    "label": ("label", "Type the nuclei of a project by the counts of their cells."),
     "qc-alignment": ("qc_alignment", "Measure how well nuclei lie on the stain of their slide."),
     "train": ("train", "Train a HoVer-Net from the typed nuclei of QuPath projects."),
     "predict": ("predict", "Find and type nuclei on slides, into QuPath projects."),
