@@ -75,10 +75,12 @@ def test_the_record_says_how_every_cluster_was_named(planted, tmp_path):
 
 def test_the_same_seed_gives_the_same_types_and_steps_are_named():
     made, steps = slide(2, per_type=60), []
+    before = made.copy()
     first = type_cells(made, seed=5, progress=lambda done, total, name: steps.append((done, total, name)))
     again = type_cells(made, seed=5)
     assert (first.classes == again.classes).all() and (first.cluster == again.cluster).all()
     assert np.array_equal(first.confidence, again.confidence)
+    assert (made.X != before.X).nnz == 0 and list(made.obs) == list(before.obs)  # what was given is left alone
     assert [d for d, _, _ in steps] == sorted(d for d, _, _ in steps) and steps[-1][:2] == (8, 8)
     assert {"neighbours", "Leiden"} <= {n for _, _, n in steps}
 
