@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from stqp_cli.common import PATH, backend_option, json_option, report, set_up_logging, verbose_option
+from stqp_cli.common import PATH, json_option, report, set_up_logging, verbose_option
 
 EPILOG = """\b
 Examples:
@@ -89,7 +89,6 @@ def step_bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
 )
 @click.option("--tumour-region", metavar="NAME", help="Annotations whose epithelial cells are the tumour.")
 @click.option("--tumour-genes", type=PATH, metavar="FILE", help="Tumour genes of your own, one a line.")
-@backend_option
 @json_option
 @verbose_option
 def command(as_json: bool, verbose: bool, project: Path, **options: Any) -> None:

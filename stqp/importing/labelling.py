@@ -17,9 +17,9 @@ from stqp.errors import InputError, UsageError
 from stqp.hdf5 import write_anndata
 from stqp.importing.objects import CONFIDENCE
 from stqp.importing.staged import StagedFiles
-from stqp.qupath.backends import DEFAULT_BACKEND, check_backend, open_project
 from stqp.qupath.objects import ObjectKind, PathObjects
 from stqp.qupath.ownership import SOURCE_KEY, WRITTEN_KEY, object_uuids, owned, settled
+from stqp.qupath.project import QuPathProject
 from stqp.record import RunRecord
 from stqp.taxonomy import UNKNOWN, color_of
 
@@ -40,7 +40,6 @@ def label_project(
     tumour_region: str | None = None,
     tumour_genes: str | Path | None = None,
     taxonomy: str | Path | None = None,
-    backend: str = DEFAULT_BACKEND,
     progress: Callable[[int, int, str], None] | None = None,
     **options: Any,
 ) -> RunRecord:
@@ -64,8 +63,6 @@ def label_project(
         Text file of gene names, one a line.
     taxonomy
         TOML file of classes.
-    backend
-        What writes the project.
     progress
         Called with (steps done, steps in all, name of the next).
     **options
@@ -85,15 +82,15 @@ def label_project(
     """
     from stqp.celltyping.taxonomies import Taxonomy
 
-    check_backend(backend)
     given = {"project": project, "entry": entry, "h5ad": h5ad, "tumour_region": tumour_region,
-             "tumour_genes": tumour_genes, "taxonomy": taxonomy, "backend": backend, **options}  # fmt: skip
+             "tumour_genes": tumour_genes, "taxonomy": taxonomy, **options}  # fmt: skip
     record = RunRecord(COMMAND, given)
     classes = None if taxonomy is None else Taxonomy.read(taxonomy)
     if tumour_genes is not None:
         options["tumour"] = read_genes(Path(tumour_genes))
     record.results["images"] = {}
-    with open_project(project, "r+", backend) as qupath:
+    # objects change in their places, which QuPath's own hierarchy cannot do
+    with QuPathProject.open(project, "r+") as qupath:
         chosen = [qupath.entry(entry)] if entry is not None else list(qupath.entries)
         chosen = [e for e in chosen if (e.stqp_folder / SAMPLE_FILE).is_file()]
         if not chosen:

@@ -220,7 +220,7 @@ def import_xenium(
     if cell_types is not None:
         from stqp.importing.labelling import label_project
 
-        typed = label_project(project, str(image), backend=backend, method=cell_types).results
+        typed = label_project(project, str(image), method=cell_types).results
         record.results["typing"] = typed["images"][record.results["entry"]][sample.id]
         record.results["classes"] = record.results["typing"]["nuclei"]
     step(_STEPS)
