@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,14 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from stqp import files
 from stqp.errors import InputError, UsageError
 from stqp.qupath.codec.decode import class_text
-from stqp.qupath.codec.document import Document, backup_of, make_backup
+from stqp.qupath.codec.document import Document, backup_of
 from stqp.qupath.codec.layout import HIERARCHY, IMAGE_TYPE, PATH_CLASS, ROOT, WORKFLOW, Vocabulary
 from stqp.qupath.codec.runs import RunReader
 from stqp.qupath.image import ImageData, Stains, WorkflowStep, image_data, set_image, set_tma_grid
-from stqp.qupath.java.nodes import MAGIC, NULL, Block, EnumNode, Instance, Reset, StreamError, Text, encode
+from stqp.qupath.java.nodes import NULL, Block, EnumNode, Instance, Reset, StreamError, Text, encode
 from stqp.qupath.objects import Mask, ObjectKind, PathObjects, random_ids
 
 logger = logging.getLogger(__name__)
@@ -265,28 +263,6 @@ def write_new(
     if tma_grid is not None:
         set_tma_grid(document, tma_grid)
     document.save(path)
-
-
-def replace_with_backup(source: Path, path: Path) -> None:
-    """Move a complete file to its place; the old one is there as a backup until that is done."""
-    with files.disk_errors(path):
-        try:
-            _parse_head(path)
-        except (OSError, StreamError):
-            pass  # the backup that is there, if any, is worth more
-        else:
-            make_backup(path)
-        source.replace(path)
-        backup_of(path).unlink(missing_ok=True)
-
-
-def _parse_head(path: Path) -> None:
-    with path.open("rb") as file:
-        if file.read(4) != MAGIC:
-            raise StreamError("it does not begin as a Java object stream does")
-        file.seek(-3, os.SEEK_END)
-        if file.read() != b"EOF":
-            raise StreamError("its end mark is missing")
 
 
 def _load(path: Path) -> Document:
