@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stqp import files
-from stqp.errors import InputError, UsageError
+from stqp.errors import InputError
 from stqp.patches.blocks import Block, boxes_by_source, grid, hold_out
-from stqp.patches.nuclei import OBJECT_KINDS, Nuclei, read_nuclei
+from stqp.patches.nuclei import Nuclei, read_nuclei
+from stqp.patches.options import CutOptions
 from stqp.patches.store import TRAINING, UNKNOWN_TYPE, VALIDATION, PatchWriter
 from stqp.qupath.project import ProjectEntry, QuPathProject
 from stqp.record import RunRecord
@@ -54,7 +55,7 @@ class Cut:
     classes : list of str
         Class ``i`` has the number ``i + 1``.
     split : dict
-        ``training`` and ``validation``: for each image its boxes in full-resolution px.
+        ``training``, ``validation`` and ``test``: for each image its boxes in full-resolution px.
     sources : list of dict
         The images.
     """
@@ -68,15 +69,9 @@ def cut_patches(
     projects: Sequence[Path],
     out: Path,
     record: RunRecord,
+    options: CutOptions | None = None,
     *,
-    entries: Sequence[str] = (),
-    classes: Sequence[str] = (),
-    objects: str = "auto",
-    size: int = 512,
-    mpp: float = 0.25,
-    block: float = 256.0,
-    validation: float = 0.2,
-    seed: int = 0,
+    workers: int | None = None,
     progress: Progress | None = None,
 ) -> Cut:
     """Cut patches with their instance and type maps into an HDF5 file, and split them by spatial block.
@@ -89,23 +84,10 @@ def cut_patches(
         The file to write (`stqp.patches.store` tells its layout).
     record
         Counts and what was skipped go here.
-    entries
-        Names of the images to use; all with nuclei when empty.
-    classes
-        Class names in the order of their numbers; by default those that the nuclei have. Nuclei of
-        other classes count as Unknown.
-    objects
-        Which objects are nuclei; see `stqp.patches.nuclei.read_nuclei`.
-    size
-        Side of a patch in px. Smaller where a block is.
-    mpp
-        µm per pixel of the patches.
-    block
-        Side of a spatial block in µm. A patch never leaves its block.
-    validation
-        Fraction of the blocks that is held out.
-    seed
-        Of the choice of held-out blocks.
+    options
+        Which data, labels, pixels and split.
+    workers
+        Processes that cut; by the machine and the work when None.
     progress
         Called with (blocks done, blocks in all).
 
@@ -114,8 +96,9 @@ def cut_patches(
     InputError
         When there are no nuclei, no classes, an image is missing or has no µm/px.
     """
-    if objects not in OBJECT_KINDS:
-        raise UsageError(f"there are no objects of the kind {objects!r}; choose one of {', '.join(OBJECT_KINDS)}")
+    options = options or CutOptions()
+    entries, classes, objects = options.entries, options.classes, options.objects
+    size, mpp, block, validation, seed = options.size, options.mpp, options.block, options.validation, options.seed
     sources = _read_sources(projects, entries, objects, record)
     names = [*classes] or ordered({str(c) for s in sources for c in np.unique(s.nuclei.classes.astype(str))})
     if not names:
@@ -151,6 +134,7 @@ def cut_patches(
         ]
         for side in ("training", "validation")
     }
+    split["test"] = []
     return Cut(names, split, [s.describe() for s in sources])
 
 

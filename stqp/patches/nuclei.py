@@ -17,7 +17,6 @@ LARGEST_UM2 = 2000.0
 """An annotation above this area is a region that somebody drew, not a nucleus (a megakaryocyte's is below)."""
 INCLUDING, IGNORED = ("Train", "Region"), "Ignore"
 """Classes of annotations that bound what is used, and that mask what is not, in any case of letters."""
-OBJECT_KINDS = ("auto", "annotations", "detections", "cells")
 
 
 @dataclass

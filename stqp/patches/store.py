@@ -7,12 +7,13 @@ Data sets, one row a patch of ``P x P`` px at one µm/px:
 ``instances``  int32 (N, P, P)        nucleus number in the patch, 0 is background
 ``types``      uint8 (N, P, P)        class number, 0 background, 255 a nucleus of unknown class
 ``valid``      uint8 (N, P, P)        0 where nothing is known and nothing may be learnt
+``weight``     uint8 (N, P, P)        weight of the type loss, 255 is full; background has 255
 ``origin``     float64 (N, 2)         x, y of the top left corner, full-resolution px of the slide
 ``source``     int32 (N,)             position in the attribute ``sources``
-``side``       uint8 (N,)             0 training, 1 validation
+``side``       uint8 (N,)             0 training, 1 validation, 2 test (never to train on or choose by)
 =============  =====================  ==============================================================
 
-Attributes: ``format`` (1), ``mpp``, and as JSON ``classes`` (class ``i`` has number ``i + 1``) and
+Attributes: ``format`` (2), ``mpp``, and as JSON ``classes`` (class ``i`` has number ``i + 1``) and
 ``sources`` (project, entry, image, full-resolution µm/px).
 """
 
@@ -29,12 +30,17 @@ from stqp.errors import InputError
 from stqp.hdf5 import CarefulFile
 
 UNKNOWN_TYPE = 255
-TRAINING, VALIDATION = 0, 1
+TRAINING, VALIDATION, TEST = 0, 1, 2
+SIDES = ("training", "validation", "test")
+FORMAT = 2
+FULL = 255
+"""Weight of a nucleus that is not doubted, and of background."""
 _IMAGES = {
     "images": (np.uint8, (3,)),
     "instances": (np.int32, ()),
     "types": (np.uint8, ()),
     "valid": (np.uint8, ()),
+    "weight": (np.uint8, ()),
 }
 
 
@@ -57,7 +63,7 @@ class PatchWriter:
         self._raw = CarefulFile(path)
         self._file = h5py.File(self._raw, "w")
         self.size = size
-        self._file.attrs.update({"format": 1, "mpp": mpp, "classes": json.dumps(classes)})
+        self._file.attrs.update({"format": FORMAT, "mpp": mpp, "classes": json.dumps(classes)})
         for name, (dtype, rest) in _IMAGES.items():
             shape = (size, size, *rest)
             self._file.create_dataset(
@@ -68,8 +74,9 @@ class PatchWriter:
         self._file.create_dataset("side", (0,), np.uint8, maxshape=(None,))
 
     def append(self, origin: tuple[float, float], source: int, side: int, **arrays: NDArray[Any]) -> None:
-        """Add one patch: ``images``, ``instances``, ``types`` and ``valid`` of it."""
-        row = {**arrays, "origin": np.asarray(origin), "source": np.int32(source), "side": np.uint8(side)}
+        """Add one patch: ``images``, ``instances``, ``types``, ``valid`` and, where not full, ``weight`` of it."""
+        full = np.full((self.size, self.size), FULL, np.uint8)
+        row = {"weight": full, **arrays, "origin": np.asarray(origin), "source": np.int32(source), "side": np.uint8(side)}
         for name, value in row.items():
             data = self._file[name]
             data.resize(len(data) + 1, axis=0)
@@ -102,6 +109,8 @@ class PatchFile:
         self._opener = 0
         try:
             with h5py.File(self.path, "r") as file:
+                if file.attrs["format"] != FORMAT:
+                    raise KeyError(f"format {file.attrs['format']}, expected {FORMAT}")
                 self.mpp = float(file.attrs["mpp"])
                 self.classes: list[str] = json.loads(file.attrs["classes"])
                 self.sources: list[dict[str, Any]] = json.loads(file.attrs["sources"])
@@ -121,7 +130,7 @@ class PatchFile:
         return {**self.__dict__, "_open": None}
 
     def read(self, index: int) -> dict[str, NDArray[Any]]:
-        """One patch: its ``images``, ``instances``, ``types`` and ``valid``."""
+        """One patch: its ``images``, ``instances``, ``types``, ``valid`` and ``weight``."""
         if self._open is None or self._opener != os.getpid():  # a forked process must not share the file
             self._open, self._opener = h5py.File(self.path, "r"), os.getpid()
         return {name: self._open[name][index] for name in _IMAGES}

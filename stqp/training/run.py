@@ -131,21 +131,13 @@ def train(
         split_file = out / "split.json"
         if not (resume and (out / PATCHES).is_file() and split_file.is_file()):
             from stqp.patches.cut import cut_patches
+            from stqp.patches.options import CutOptions
 
-            cut = cut_patches(
-                projects,
-                out / PATCHES,
-                record,
-                entries=entries,
-                classes=classes,
-                objects=objects,
-                size=512 if arch != "original" else 560,
-                mpp=MPP,
-                block=block,
-                validation=validation,
-                seed=seed,
-                progress=cut_progress,
-            )
+            options = CutOptions(
+                entries=tuple(entries), classes=tuple(classes), objects=objects, size=512 if arch != "original" else 560,
+                mpp=MPP, block=block, validation=validation, seed=seed,
+            )  # fmt: skip
+            cut = cut_patches(projects, out / PATCHES, record, options, progress=cut_progress)
             files.write_json(split_file, cut.split)
         files.write_json(out / SETTINGS, {**asdict(settings), "projects": [str(p) for p in projects]})
         patches = PatchFile(out / PATCHES)

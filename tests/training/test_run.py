@@ -13,6 +13,7 @@ import torch
 from stqp.errors import EnvironmentProblem, InputError, UsageError
 from stqp.locking import FolderLock
 from stqp.patches.cut import cut_patches
+from stqp.patches.options import CutOptions
 from stqp.patches.store import UNKNOWN_TYPE, VALIDATION, PatchFile
 from stqp.qupath.objects import ObjectKind
 from stqp.qupath.project import QuPathProject
@@ -66,7 +67,7 @@ def test_the_split_is_by_blocks_and_no_pixel_stands_on_both_sides(run):
 
 def test_patches_show_the_slide_and_its_nuclei(project, tmp_path):
     record = RunRecord("test", {})
-    cut = cut_patches([project], tmp_path / "p.h5", record, block=64.0, size=192)
+    cut = cut_patches([project], tmp_path / "p.h5", record, CutOptions(block=64.0, size=192))
     patches = PatchFile(tmp_path / "p.h5")
     with QuPathProject.open(project, "r") as opened:
         entry = opened.entries[0]
@@ -94,7 +95,7 @@ def test_a_correction_in_the_project_counts(project, tmp_path):
         changed = changed.take(objects.polygons.centroid()[:, 0] < 500)
         gone = {*changed.ids}
         entry.write_objects(changed, replace=lambda old: np.array([i in gone for i in old.ids]))
-    cut = cut_patches([copy], tmp_path / "p.h5", RunRecord("test", {}), block=64.0)
+    cut = cut_patches([copy], tmp_path / "p.h5", RunRecord("test", {}), CutOptions(block=64.0))
     assert "Plasma" in cut.classes
 
 
@@ -188,7 +189,7 @@ def test_what_the_run_did_not_cover_is_masked(tmp_path, tmp_path_factory):
 
     half = make_sample(tmp_path / "sample", seed=3, size=(800, 512), covered=0.5)
     import_xenium(half.outs, half.he, half.alignment, tmp_path / "p", labels=half.labels, class_map=half.class_map)
-    cut_patches([tmp_path / "p"], tmp_path / "p.h5", RunRecord("test", {}), validation=0.0, block=512.0, size=512)
+    cut_patches([tmp_path / "p"], tmp_path / "p.h5", RunRecord("test", {}), CutOptions(validation=0.0, block=512.0, size=512))
     with h5py.File(tmp_path / "p.h5") as file:
         origin, valid = file["origin"][:], file["valid"][:]
     for (x, _), mask in zip(origin, valid, strict=True):
