@@ -76,7 +76,13 @@ class PatchWriter:
     def append(self, origin: tuple[float, float], source: int, side: int, **arrays: NDArray[Any]) -> None:
         """Add one patch: ``images``, ``instances``, ``types``, ``valid`` and, where not full, ``weight`` of it."""
         full = np.full((self.size, self.size), FULL, np.uint8)
-        row = {"weight": full, **arrays, "origin": np.asarray(origin), "source": np.int32(source), "side": np.uint8(side)}
+        row = {
+            "weight": full,
+            **arrays,
+            "origin": np.asarray(origin),
+            "source": np.int32(source),
+            "side": np.uint8(side),
+        }
         for name, value in row.items():
             data = self._file[name]
             data.resize(len(data) + 1, axis=0)

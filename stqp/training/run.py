@@ -134,8 +134,8 @@ def train(
             from stqp.patches.options import CutOptions
 
             options = CutOptions(
-                entries=tuple(entries), classes=tuple(classes), objects=objects, size=512 if arch != "original" else 560,
-                mpp=MPP, block=block, validation=validation, seed=seed,
+                entries=tuple(entries), classes=tuple(classes), objects=objects, mpp=MPP,
+                size=512 if arch != "original" else 560, block=block, validation=validation, seed=seed,
             )  # fmt: skip
             cut = cut_patches(projects, out / PATCHES, record, options, progress=cut_progress)
             files.write_json(split_file, cut.split)

@@ -189,7 +189,9 @@ def test_what_the_run_did_not_cover_is_masked(tmp_path, tmp_path_factory):
 
     half = make_sample(tmp_path / "sample", seed=3, size=(800, 512), covered=0.5)
     import_xenium(half.outs, half.he, half.alignment, tmp_path / "p", labels=half.labels, class_map=half.class_map)
-    cut_patches([tmp_path / "p"], tmp_path / "p.h5", RunRecord("test", {}), CutOptions(validation=0.0, block=512.0, size=512))
+    cut_patches(
+        [tmp_path / "p"], tmp_path / "p.h5", RunRecord("test", {}), CutOptions(validation=0.0, block=512.0, size=512)
+    )
     with h5py.File(tmp_path / "p.h5") as file:
         origin, valid = file["origin"][:], file["valid"][:]
     for (x, _), mask in zip(origin, valid, strict=True):
