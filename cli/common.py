@@ -28,6 +28,7 @@ backend_option = click.option(
     show_default=True,
     help="What writes the project: stqp itself, which needs no Java, or an installed QuPath by paquo.",
 )
+
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 PATH = click.Path(path_type=Path)
@@ -54,6 +55,11 @@ def set_up_logging(verbose: bool = False) -> None:
     root.handlers[:] = [handler]  # tiatoolbox adds one that writes to stdout where there is none
     root.setLevel(logging.WARNING)
     logging.getLogger("stqp").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def names_of(_: click.Context, __: click.Parameter, value: str | None) -> list[str] | None:
+    """Names from a list with commas."""
+    return None if value is None else [name.strip() for name in value.split(",") if name.strip()]
 
 
 def report(record: RunRecord, as_json: bool, *lines: str) -> None:

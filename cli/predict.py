@@ -3,7 +3,16 @@
 from pathlib import Path
 
 import click
-from stqp_cli.common import PATH, backend_option, json_option, progress_bar, report, set_up_logging, verbose_option
+from stqp_cli.common import (
+    PATH,
+    backend_option,
+    json_option,
+    names_of,
+    progress_bar,
+    report,
+    set_up_logging,
+    verbose_option,
+)
 
 from stqp.errors import InputError
 from stqp.record import RunRecord
@@ -14,6 +23,11 @@ Examples:
   stqp predict runs/first slide.svs --project predicted
   stqp predict runs/first slides/ --project predicted --device cuda --batch-size 16
   stqp predict runs/first slide-project --held-out
+  stqp predict hovernet_fast-pannuke slide.svs --project predicted
+  stqp predict official.tar slide.svs --project predicted --classes Epithelial,Inflammatory,Spindle,Other
+
+A MODEL is a run's folder, a file of weights (TIAToolbox's or the official repository's HoVer-Net), or a name
+that TIAToolbox has, whose weights are fetched if they are not in its folder yet.
 
 A TARGET is a slide, a folder of slides, or a QuPath project. Detections of the same run are replaced, and
 everything else in a project stays. Where one target fails, the others are done, and the exit code is 3.
@@ -21,8 +35,10 @@ everything else in a project stays. Where one target fails, the others are done,
 
 
 @click.command(epilog=EPILOG)
-@click.argument("run", type=PATH)
+@click.argument("model", type=PATH)
 @click.argument("targets", nargs=-1, required=True, type=PATH, metavar="TARGET...")
+@click.option("--classes", metavar="A,B,...", callback=names_of,
+              help="Names of the classes 1, 2, ..., for weights that come without.")  # fmt: skip
 @click.option("--project", type=PATH, help="Project for slides that are in none; made, or added to.")
 @click.option("--entry", "entries", multiple=True, metavar="NAME",
               help="Only this image of the projects. Repeatable.")  # fmt: skip
@@ -43,8 +59,9 @@ everything else in a project stays. Where one target fails, the others are done,
 @json_option
 @verbose_option
 def command(
-    run: Path,
+    model: Path,
     targets: tuple[Path, ...],
+    classes: list[str] | None,
     project: Path | None,
     entries: tuple[str, ...],
     device: str,
@@ -59,7 +76,7 @@ def command(
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Find and type nuclei on slides with the network of RUN, into QuPath projects."""
+    """Find and type nuclei on slides with the network of MODEL, into QuPath projects."""
     set_up_logging(verbose)
     from stqp.devices import pick_device
     from stqp.inference.model import load_predictor
@@ -69,17 +86,17 @@ def command(
     check_backend(backend)
     device = pick_device(device)
     record = RunRecord("predict", {
-        "run": run, "targets": [*targets], "project": project, "entry": [*entries], "device": device,
-        "batch_size": batch_size, "window": window, "mpp": mpp, "tissue": tissue, "held_out": held_out,
-        "geojson": geojson, "maps": maps, "backend": backend,
+        "model": model, "targets": [*targets], "classes": classes, "project": project, "entry": [*entries],
+        "device": device, "batch_size": batch_size, "window": window, "mpp": mpp, "tissue": tissue,
+        "held_out": held_out, "geojson": geojson, "maps": maps, "backend": backend,
     })  # fmt: skip
-    predictor = load_predictor(run, device, window)
+    predictor = load_predictor(model, device, window, classes)
     record, failed = predict_targets(
         predictor,
         targets,
         project=project,
         entries=entries,
-        held_out=run if held_out else None,
+        held_out=model if held_out else None,
         mpp=mpp,
         batch_size=batch_size or (2 if device == "cpu" else 8),
         tissue=tissue,

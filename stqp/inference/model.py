@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stqp.devices import pick_device
-from stqp.errors import EnvironmentProblem, InputError, UsageError
+from stqp.errors import EnvironmentProblem, UsageError
 
 Maps = dict[str, NDArray[np.float32]]
-WEIGHTS = "model.pth"
 
 
 class Predictor(Protocol):
@@ -55,7 +54,7 @@ class Predictor(Protocol):
 
 
 class TorchPredictor:
-    """The network of an stqp run."""
+    """A HoVer-Net of torch; one that does not type gives background as the only type."""
 
     def __init__(
         self,
@@ -86,10 +85,11 @@ class TorchPredictor:
                 f"the memory of {self.device} is too small for {len(batch)} windows of {self.input_size} px; "
                 "use a smaller --batch-size or --window"
             ) from error
+        types = out["tp"].float() if "tp" in out else torch.zeros_like(out["np"][:, :1], dtype=torch.float32)
         result = {
             "np": torch.softmax(out["np"].float(), 1)[:, 1],
             "hv": out["hv"].float().permute(0, 2, 3, 1),
-            "tp": torch.softmax(out["tp"].float(), 1).permute(0, 2, 3, 1),
+            "tp": torch.softmax(types, 1).permute(0, 2, 3, 1),
         }
         side = result["np"].shape[-1]
         if side != self.output_size:
@@ -100,56 +100,57 @@ class TorchPredictor:
         return {key: value.cpu().numpy() for key, value in result.items()}
 
 
-def load_predictor(run: Path, device: str = "auto", window: int | None = None) -> TorchPredictor:
-    """Load the network of an stqp run.
+def load_predictor(
+    model: str | Path,
+    device: str = "auto",
+    window: int | None = None,
+    classes: Sequence[str] | None = None,
+) -> TorchPredictor:
+    """Load a network that finds nuclei.
 
     Parameters
     ----------
-    run
-        Folder with ``manifest.json`` and ``model.pth``.
+    model
+        Folder of a run, file of weights, or name of a model that TIAToolbox has, as
+        `stqp.training.checkpoints.read_checkpoint`.
     device
         As `pick_device`.
     window
         Side of the input in px; the network is fully convolutional, and larger windows waste less on
         margins. By default 256 px more than the training patches, where the network allows it.
+    classes
+        Names of the classes 1, 2, ...; needed where the weights come without.
 
     Raises
     ------
     InputError
-        When the folder is no run, or its weights do not fit the network.
+        When there is no such model, or its weights fit no network.
     UsageError
-        When the network does not take the window.
+        When the network does not take the window, or has other classes.
     EnvironmentProblem
-        When the device is not there.
+        When the device, or the file of a registered model, is not there.
     """
-    import torch
+    from stqp.training.checkpoints import load_network, read_checkpoint
+    from stqp.training.network import architecture
 
-    from stqp.training.manifest import read_manifest
-    from stqp.training.network import architecture, build_network
-
-    manifest = read_manifest(run)
     device = pick_device(device)
-    weights = run / WEIGHTS
-    if not weights.is_file():
-        raise InputError(f"expected the weights {WEIGHTS} beside the manifest, found none in {run}")
-    classes = [str(c) for c in manifest["classes"]]
-    network = build_network(manifest["architecture"], classes)
-    try:
-        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True), strict=True)
-    except Exception as error:  # torch raises many kinds for a broken or foreign file
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"the weights {weights} do not fit the network of the manifest: {first}") from error
-    geometry = architecture(manifest["architecture"])
+    checkpoint = read_checkpoint(model, classes)
+    if checkpoint.num_types is not None and checkpoint.classes is None:
+        number = checkpoint.num_types - 1
+        raise UsageError(
+            f"{checkpoint.path} does not say the names of its {number} classes; give them by --classes, in their order"
+        )
+    geometry = architecture(checkpoint.architecture)
     native, margin = geometry.input_size, geometry.input_size - geometry.output_size
     side = native + 256 * geometry.fully_convolutional if window is None else window
     if side != native and (side < native or not geometry.fully_convolutional or (side - native) % 256):
         more = ", or 256 px and multiples of it more" if geometry.fully_convolutional else ""
         raise UsageError(f"expected a window of {native} px{more} for the {geometry.name} network, found {window} px")
     return TorchPredictor(
-        network,
-        name=str(manifest.get("name") or run.resolve().name),
-        classes=classes,
-        mpp=float(manifest["mpp"]),
+        load_network(checkpoint),
+        name=checkpoint.name,
+        classes=checkpoint.classes or (),
+        mpp=checkpoint.mpp,
         input_size=side,
         output_size=side - margin,
         device=device,

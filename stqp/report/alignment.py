@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import math
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stqp import __version__, files
+from stqp import files
 from stqp.alignment.fields import FIELD_UM
 from stqp.alignment.quality import DEFORMED_UM, FAIR_UM, GOOD_UM, STAINED, AlignmentQuality
 from stqp.polygons import Polygons
+from stqp.report import page
 from stqp.slides import RGBImage, Slide
 from stqp.taxonomy import RGB
 
@@ -26,6 +24,16 @@ _ARROW = 0.25  # length, in sides of a field, of the arrow of `FAIR_UM`
 _INK, _PAPER, _GRAY = (30, 30, 30), (255, 255, 255), (140, 140, 140)
 _GREEN, _YELLOW, _RED = (34, 139, 60), (224, 168, 0), (200, 30, 40)
 _HERE, _THERE = (0, 200, 255), (255, 214, 10)
+_WHERE = f"""Each square is a field of {FIELD_UM:g} µm. An arrow points from the stain to where the nuclei lie, much
+longer than it is on the slide; its length is given below the map. A cross marks a field whose best shift is not
+clear, as where there is little stain or few nuclei."""
+_FIELDS = """The middle of the fields that are farthest off, at full resolution. Cyan: the outlines as they lie. Thin
+yellow: where the haematoxylin would have them."""
+_HOW = f"""The slide is read at 0.5 µm per pixel and haematoxylin is told from eosin by optical density. In each field,
+the stain under the outlines is held against the stain around them for all shifts up to 20 µm; the best one is believed
+when it stands out of the noise and no other comes near it. Good is up to {GOOD_UM:g} µm, fair up to {FAIR_UM:g} µm,
+deformed where half of the fields differ from the whole by more than {DEFORMED_UM:g} µm. A nucleus has stain under it
+when it is darker than the ring of 1 to 3 µm around it by {STAINED:g} of the slide's range of haematoxylin."""
 
 
 def color_of_shift(um: float) -> RGB:
@@ -189,17 +197,6 @@ def _outlines(image: RGBImage, polygons: Polygons, color: RGB, width: int) -> No
     cv2.polylines(image, rings, True, color, width, cv2.LINE_AA, shift=4)
 
 
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fff;max-width:1100px;margin:2em auto;padding:0 1em}
-h1{font-size:1.5em;margin-bottom:.2em}h2{font-size:1.15em;margin-top:2em}
-.verdict{padding:.7em 1em;border-left:6px solid;background:#f6f6f6;font-size:1.05em}
-table{border-collapse:collapse}td,th{padding:.25em .9em .25em 0;text-align:left;vertical-align:top}
-th{font-weight:600}img{max-width:100%;height:auto}.note{color:#666;font-size:.9em}
-.fields{display:grid;grid-template-columns:repeat(auto-fill,minmax(320px,1fr));gap:1em}
-figure{margin:0}figcaption{font-size:.88em}
-"""
-
-
 def alignment_html(
     slide: Slide, polygons: Polygons, quality: AlignmentQuality, mpp: float, title: str, picture: RGBImage
 ) -> str:
@@ -219,7 +216,6 @@ def alignment_html(
     fields = quality.fields
     trusted = int(fields.trusted.sum())
     colors = {"good": _GREEN, "fair": _YELLOW, "unknown": _GRAY}
-    edge = "rgb({},{},{})".format(*colors.get(quality.verdict, _RED))
     looked = int(np.isfinite(quality.contrast).sum())
     rows = [
         ("Verdict", quality.text()),
@@ -229,55 +225,25 @@ def alignment_html(
         ("Fields", f"{len(fields):,} of {quality.eligible:,} looked at, {trusted:,} with a clear best shift"),
         ("Slide", f"{slide.path.name}, {slide.width} x {slide.height} px at {mpp:.4g} µm"),
     ]
-    table = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows)
-    figures = []
+    shown = []
     for i in worst_fields(quality):
         away = float(np.hypot(*fields.shift[i]))
         words = f"{away:.1f} µm off" if fields.trusted[i] else "no clear best shift"
         x, y = fields.centers[i]
-        picked = _inline(draw_field(slide, polygons, quality, i, mpp), "a field of the slide with outlines")
-        caption = f"x {x:.0f}, y {y:.0f} px: {words}, {fields.nuclei[i]} nuclei"
-        figures.append(f"<figure>{picked}<figcaption>{caption}</figcaption></figure>")
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Alignment of {html.escape(title)}</title><style>{_STYLE}</style>
-</head><body><h1>Alignment of {html.escape(title)}</h1>
-<p class="verdict" style="border-color:{edge}">{html.escape(quality.text())}</p><table>{table}</table>
-<h2>Where</h2>{_inline(picture, "map of the fields over the slide")}
-<p class="note">Each square is a field of {FIELD_UM:g} µm. An arrow points from the stain to where the nuclei lie, much
-longer than it is on the slide; its length is given below the map. A cross marks a field whose best shift is not
-clear, as where there is little stain or few nuclei.</p>
-<h2>Fields to look at</h2><div class="fields">{"".join(figures) or "<p>None.</p>"}</div>
-<p class="note">The middle of the fields that are farthest off, at full resolution. Cyan: the outlines as they lie. Thin
-yellow: where the haematoxylin would have them.</p>
-<h2>How it is measured</h2><p class="note">The slide is read at 0.5 µm per pixel and haematoxylin is told from eosin by
-optical density. In each field, the stain under the outlines is held against the stain around them for all shifts up
-to 20 µm; the best one is believed when it stands out of the noise and no other comes near it. Good is up to
-{GOOD_UM:g} µm, fair up to {FAIR_UM:g} µm, deformed where half of the fields differ from the whole by more than
-{DEFORMED_UM:g} µm. A nucleus has stain under it when it is darker than the ring of 1 to 3 µm around it by {STAINED:g}
-of the slide's range of haematoxylin.</p><p class="note">stqp {__version__}</p></body></html>
-"""
+        drawn = page.picture(draw_field(slide, polygons, quality, i, mpp), "a field of the slide with outlines")
+        shown.append(page.captioned(drawn, f"x {x:.0f}, y {y:.0f} px: {words}, {fields.nuclei[i]} nuclei"))
+    return page.page(
+        f"Alignment of {title}",
+        page.verdict(quality.text(), colors.get(quality.verdict, _RED)),
+        page.facts(rows),
+        page.section("Where", page.picture(picture, "map of the fields over the slide"), page.paragraph(_WHERE, True)),
+        page.section("Fields to look at", page.grid(shown), page.paragraph(_FIELDS, True)),
+        page.section("How it is measured", page.paragraph(_HOW, True)),
+    )
 
 
 def _um(value: float) -> str:
     return f"{value:.2f} µm" if np.isfinite(value) else "not known"
-
-
-def png_bytes(image: RGBImage) -> bytes:
-    """An image as PNG."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _inline(image: RGBImage, alt: str) -> str:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="JPEG", quality=88)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<img alt="{html.escape(alt)}" src="data:image/jpeg;base64,{data}">'
 
 
 def write_alignment_report(
@@ -292,7 +258,7 @@ def write_alignment_report(
     """
     picture = draw_map(slide, quality, mpp)
     paths = {"map": folder / f"{stem}_alignment.png", "report": folder / f"{stem}_alignment.html"}
-    files.write_bytes(paths["map"], png_bytes(picture))
-    page = alignment_html(slide, polygons, quality, mpp, title, picture)
-    files.write_bytes(paths["report"], page.encode("utf-8"))
+    files.write_bytes(paths["map"], page.png_bytes(picture))
+    text = alignment_html(slide, polygons, quality, mpp, title, picture)
+    files.write_bytes(paths["report"], text.encode("utf-8"))
     return paths

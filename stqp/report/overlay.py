@@ -84,13 +84,9 @@ def panels(images: Sequence[RGBImage], titles: Sequence[str], colors: Mapping[st
 
 def save_png(path: "object", image: RGBImage) -> None:
     """Write a picture atomically."""
-    import io
     from pathlib import Path
 
-    from PIL import Image
-
     from stqp import files
+    from stqp.report.page import png_bytes
 
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
-    files.write_bytes(Path(str(path)), buffer.getvalue())
+    files.write_bytes(Path(str(path)), png_bytes(image))

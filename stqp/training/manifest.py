@@ -11,6 +11,8 @@ from stqp.patches.store import PatchFile
 from stqp.taxonomy import color_of
 from stqp.training.network import architecture
 
+WEIGHTS, MANIFEST = "model.pth", "manifest.json"
+
 
 def ioconfig(arch: str, mpp: float) -> dict[str, Any]:
     """Keyword arguments of TIAToolbox's `IOInstanceSegmentorConfig` for a network."""
@@ -61,7 +63,7 @@ def write_manifest(
     for array in (patches.origin, patches.source, patches.side):
         digest.update(array.tobytes())
     digest.update(json.dumps(patches.sources).encode())
-    weights = hashlib.sha256((out / "model.pth").read_bytes()).hexdigest()
+    weights = hashlib.sha256((out / WEIGHTS).read_bytes()).hexdigest()
     names = {"0": "Background", **{str(i + 1): name for i, name in enumerate(patches.classes)}}
     manifest = {
         "format": 1,
@@ -75,14 +77,14 @@ def write_manifest(
         "patch_input_shape": [geometry.input_size] * 2,
         "patch_output_shape": [geometry.output_size] * 2,
         "ioconfig": ioconfig(arch, patches.mpp),
-        "weights": {"file": "model.pth", "sha256": weights, **network},
+        "weights": {"file": WEIGHTS, "sha256": weights, **network},
         "data": {"patches": len(patches), "fingerprint": digest.hexdigest(), "sources": patches.sources},
         "split": json.loads((out / "split.json").read_text(encoding="utf-8")),
         "training": training,
         "validation": scores,
         "versions": {"stqp": __version__, "torch": torch.__version__},
     }
-    files.write_json(out / "manifest.json", manifest)
+    files.write_json(out / MANIFEST, manifest)
     return manifest
 
 
@@ -94,7 +96,7 @@ def read_manifest(run: Path) -> dict[str, Any]:
     InputError
         When the folder is no finished run.
     """
-    path = run / "manifest.json"
+    path = run / MANIFEST
     if not path.is_file():
         more = (
             "; its training has not ended, go on with stqp train --resume" if (run / "settings.json").is_file() else ""

@@ -1,5 +1,6 @@
 """The networks by name: their geometry, construction, initialisation and cost."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,7 @@ def architecture(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def build_network(name: str, classes: list[str], tiatoolbox: bool = False) -> "nn.Module":
+def build_network(name: str, classes: Sequence[str] | None, tiatoolbox: bool = False) -> "nn.Module":
     """Make a network with PyTorch's default weights.
 
     Parameters
@@ -69,7 +70,8 @@ def build_network(name: str, classes: list[str], tiatoolbox: bool = False) -> "n
     name
         ``lite``, ``fast`` or ``original``.
     classes
-        Names of the classes without background; class ``i`` has the number ``i + 1``.
+        Names of the classes without background; class ``i`` has the number ``i + 1``. None for a network
+        that does not type.
     tiatoolbox
         For ``lite``: make the class that TIAToolbox runs, which takes longer to import. The weights
         are the same.
@@ -80,8 +82,8 @@ def build_network(name: str, classes: list[str], tiatoolbox: bool = False) -> "n
         Takes float NCHW images, 0-255, and returns a dict of logits: tp, np, hv.
     """
     architecture(name)
-    types = len(classes) + 1
-    names = {0: "Background", **{i + 1: c for i, c in enumerate(classes)}}
+    types = None if classes is None else len(classes) + 1
+    names = None if classes is None else {0: "Background", **{i + 1: c for i, c in enumerate(classes)}}
     if name == "lite" and not tiatoolbox:
         from stqp.training.lite import LiteNetwork
 

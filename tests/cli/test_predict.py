@@ -94,15 +94,41 @@ def test_what_cannot_be_predicted_is_said(run_folder, slide, tmp_path):
     assert isinstance(held, InputError) and "held nothing out" in str(held)
 
 
+def test_weights_without_names(run_folder, slide, tmp_path):
+    weights = tmp_path / "official.pth"
+    import torch
+
+    torch.save({"desc": torch.load(run_folder / "model.pth", weights_only=True)}, weights)
+    with pytest.raises(UsageError, match="3 classes; give them by --classes"):
+        load_predictor(weights, "cpu")
+    result = invoke(
+        weights, slide, "--project", tmp_path / "p", "--mpp", 0.25, "--device", "cpu", "--window", 256, "--no-tissue",
+        "--classes", "One, Two,Three", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.exception
+    assert {*json.loads(result.stdout)["results"]["images"][0]["classes"]} <= {"One", "Two", "Three", "Unknown"}
+
+
+def test_weights_that_do_not_type(tmp_path):
+    import torch
+
+    from stqp.training.network import build_network
+
+    torch.save(build_network("lite", None).state_dict(), tmp_path / "w.pth")
+    predictor = load_predictor(tmp_path / "w.pth", "cpu", 256)
+    maps = predictor.predict(np.zeros((1, 256, 256, 3), np.uint8))
+    assert predictor.classes == [] and maps["tp"].shape == (1, 164, 164, 1)
+
+
 def test_weights_that_do_not_fit(run_folder, tmp_path):
     for name in ("manifest.json", "model.pth"):
         (tmp_path / name).write_bytes((run_folder / name).read_bytes())
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "classes": ["One"]}))
-    with pytest.raises(InputError, match="do not fit"):
+    with pytest.raises(InputError, match="does not fit 1 names"):
         load_predictor(tmp_path, "cpu")
     (tmp_path / "model.pth").write_bytes(b"broken")
-    with pytest.raises(InputError, match="do not fit"):
+    with pytest.raises(InputError, match="corrupt"):
         load_predictor(tmp_path, "cpu")
     (tmp_path / "model.pth").unlink()
     with pytest.raises(InputError, match=r"model\.pth"):
