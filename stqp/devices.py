@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from stqp.errors import EnvironmentProblem, UsageError
 
+
+class OutOfDeviceMemory(EnvironmentProblem):
+    """The memory of a device is too small for what was asked of it at once."""
+
+
 DEVICES = ("auto", "cuda", "mps", "cpu")
 
 

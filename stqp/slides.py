@@ -52,7 +52,9 @@ class Slide:
     width, height : int
         Pixels at full resolution.
     mpp : float or None
-        µm per pixel at full resolution, None when the file does not say.
+        µm per pixel at full resolution, None when nobody says.
+    file_mpp : float or None
+        The same as the file alone says it.
     downsamples : list of float
         Of each pyramid level, the first is 1.
     backend : {"openslide", "bioformats"}
@@ -63,6 +65,7 @@ class Slide:
     width: int
     height: int
     mpp: float | None
+    file_mpp: float | None = None
     downsamples: list[float]
     level_sizes: list[tuple[int, int]]
     backend: str
@@ -273,6 +276,7 @@ def open_slide(path: str | Path, mpp: float | None = None) -> Slide:
         raise InputError(
             f"{path} cannot be read as an image ({type(error).__name__}: {error}); is it whole?"
         ) from error
+    slide.file_mpp = slide.mpp
     if mpp is not None:
         slide.mpp = mpp
     return slide

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from stqp.devices import pick_device
-from stqp.errors import EnvironmentProblem, UsageError
+from stqp.devices import OutOfDeviceMemory, pick_device
+from stqp.errors import UsageError
 
 Maps = dict[str, NDArray[np.float32]]
 
@@ -81,7 +81,7 @@ class TorchPredictor:
                 images = torch.from_numpy(np.ascontiguousarray(batch)).to(self.device).permute(0, 3, 1, 2).float()
                 out = self.network(images)
         except torch.OutOfMemoryError as error:
-            raise EnvironmentProblem(
+            raise OutOfDeviceMemory(
                 f"the memory of {self.device} is too small for {len(batch)} windows of {self.input_size} px; "
                 "use a smaller --batch-size or --window"
             ) from error

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.floating[Any]]
+Numbers = NDArray[np.number[Any]]
 Labels = NDArray[np.int32]
 Bounds = tuple[float, float, float, float]
 
@@ -29,16 +29,17 @@ REACH = 16  # px around a clump that can change its nuclei: half a kernel and a 
 
 
 def postprocess_maps(
-    np_prob: Floats, hv: Floats, tp_prob: Floats | None = None, bounds: Bounds | None = None
+    np_prob: Numbers, hv: Numbers, tp_prob: Numbers | None = None, bounds: Bounds | None = None
 ) -> tuple[Labels, NDArray[np.float64], NDArray[np.int64]]:
     """Nuclei of one region, and the probability of each class for each.
 
     Parameters
     ----------
     np_prob : (height, width)
-        Probability of nucleus, at 0.25 µm/px.
+        Probability of nucleus, at 0.25 µm/px; as uint8 it is in 256ths.
     hv : (height, width, 2)
-        Horizontal and vertical distance maps, about -1 to 1.
+        Horizontal and vertical distance maps, about -1 to 1. Whole numbers in any fixed unit give sums that are
+        exact in float64, whatever their order, so that no answer hangs on where an array begins.
     tp_prob : (height, width, C)
         Probability of background (0) and each class; None when the network does not type.
     bounds
@@ -59,7 +60,7 @@ def postprocess_maps(
     return inst, probability, np.arange(1, n + 1)
 
 
-def instances(np_prob: Floats, hv: Floats, bounds: Bounds | None = None) -> Labels:
+def instances(np_prob: Numbers, hv: Numbers, bounds: Bounds | None = None) -> Labels:
     """Nuclei of one region as an instance map with the ids 1..n.
 
     Parameters
@@ -72,46 +73,63 @@ def instances(np_prob: Floats, hv: Floats, bounds: Bounds | None = None) -> Labe
         HoVerNet makes.
     """
     import cv2
-    from scipy import ndimage
 
-    pieces = drop_small(ndimage.label(np.asarray(np_prob) >= THRESHOLD)[0], SMALLEST)
+    pieces = drop_small(label_pieces(is_nucleus(np_prob)), SMALLEST)
     foreground = pieces > 0
-    result = np.zeros(foreground.shape, np.int32)
     if not foreground.any():
-        return result
+        return np.zeros(foreground.shape, np.int32)
     energy = _energy(hv, 0, None if bounds is None else bounds[:2])
     np.maximum(energy, _energy(hv, 1, None if bounds is None else bounds[2:]), out=energy)
-    energy -= ~foreground
-    np.maximum(energy, 0, out=energy)
+    energy *= foreground
     marker = foreground & (energy < ENERGY)
-    landscape = cv2.GaussianBlur((1 - energy) * foreground, (3, 3), 0)
+    np.subtract(1, energy, out=energy)
+    energy *= foreground
+    landscape = cv2.GaussianBlur(energy, (3, 3), 0)
     np.negative(landscape, out=landscape)
-    filled = ndimage.binary_fill_holes(marker) if bounds is None else fill_small_holes(marker, MAX_HOLE)
+    filled = fill_small_holes(marker, max(marker.shape) if bounds is None else MAX_HOLE)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
-    opened = cv2.morphologyEx(filled.astype(np.uint8), cv2.MORPH_OPEN, kernel)
-    markers = drop_small(ndimage.label(opened)[0], SMALLEST)
+    opened = cv2.morphologyEx(filled.view(np.uint8), cv2.MORPH_OPEN, kernel)
+    markers = drop_small(label_pieces(opened), SMALLEST)
     return _renumber(_flood(landscape, markers, pieces))
 
 
-def sobel_bounds(np_prob: Floats, hv: Floats) -> Bounds:
+def sobel_bounds(np_prob: Numbers, hv: Numbers) -> Bounds:
     """Extremes of the two Sobel answers over one region: what HoVer-Net would scale that region by."""
     result: list[float] = []
     for axis in (0, 1):
-        answer = _sobel(np.asarray(hv[..., axis], np.float32), axis)
+        answer = _sobel(hv[..., axis], axis)
         result += [float(answer.min()), float(answer.max())]
     return result[0], result[1], result[2], result[3]
 
 
+def is_nucleus(np_prob: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where there is a nucleus, from its probability, which as uint8 is in 256ths."""
+    values = np.asarray(np_prob)
+    return np.asarray(values >= (round(256 * THRESHOLD) if values.dtype == np.uint8 else THRESHOLD))
+
+
+def label_pieces(mask: NDArray[Any], corners: bool = False) -> Labels:
+    """Number what hangs together by edges (or corners too), int32; by edges in the order of first pixels."""
+    import cv2
+
+    pixels = np.ascontiguousarray(mask).view(np.uint8)
+    labels = cv2.connectedComponents(pixels, connectivity=8 if corners else 4, ltype=cv2.CV_32S)[1]
+    return np.asarray(labels, np.int32)
+
+
 def class_probabilities(inst: NDArray[np.integer], tp_prob: NDArray[Any], n: int) -> NDArray[np.float64]:
     """Mean probability of each class over the pixels of each of the nuclei 1..n, (n, C)."""
+    from scipy import sparse
+
     where = np.flatnonzero(inst)
-    labels = inst.reshape(-1)[where]
+    labels = inst.reshape(-1)[where].astype(np.int32)
+    values = tp_prob.reshape(-1, tp_prob.shape[-1])[where]
+    values = values.astype(np.int32 if values.dtype == np.uint8 else np.float64)
+    # a matrix with one 1 in each column, that of the pixel's nucleus, adds up each class
+    columns = np.arange(len(labels) + 1, dtype=np.int32)
+    adder = sparse.csc_array((np.ones(len(labels), values.dtype), labels, columns), shape=(n + 1, len(labels)))
     size = np.maximum(np.bincount(labels, minlength=n + 1)[1:], 1)
-    flat = tp_prob.reshape(-1, tp_prob.shape[-1])
-    result = np.empty((n, flat.shape[1]))
-    for c in range(flat.shape[1]):
-        result[:, c] = np.bincount(labels, flat[where, c], n + 1)[1:] / size
-    return result
+    return np.asarray((adder @ values)[1:] / size[:, None])
 
 
 def class_of(probability: NDArray[np.float64], background: bool = True) -> NDArray[np.int64]:
@@ -146,13 +164,13 @@ def fill_small_holes(mask: NDArray[np.bool_], largest: int) -> NDArray[np.bool_]
     """Fill holes whose bounding box is at most `largest` px wide and high; the array's border is no hole."""
     from scipy import ndimage
 
-    background, _ = ndimage.label(~mask)
+    background = label_pieces(~mask)
     height, width = mask.shape
     lookup = [False]
     for rows, columns in ndimage.find_objects(background):
         inside = rows.start > 0 and columns.start > 0 and rows.stop < height and columns.stop < width
         lookup.append(inside and rows.stop - rows.start <= largest and columns.stop - columns.start <= largest)
-    return np.asarray(mask | np.array(lookup)[background])
+    return np.asarray(mask | np.array(lookup)[background]) if any(lookup) else mask
 
 
 def combine_bounds(bounds: Sequence[Bounds], weights: Sequence[float]) -> Bounds | None:
@@ -174,37 +192,45 @@ def _flood(
     """Watershed of connected pieces; one with a single marker goes to it without flooding."""
     from skimage.segmentation import watershed
 
-    where = np.flatnonzero((markers > 0) & (pieces > 0))
+    where = np.flatnonzero(markers)
     piece, marker = pieces.reshape(-1)[where], markers.reshape(-1)[where]
     marker_of = np.zeros(int(pieces.max()) + 1, markers.dtype)
     marker_of[piece] = marker
     shared = np.zeros(len(marker_of), np.bool_)
     shared[piece[marker_of[piece] != marker]] = True
+    shared[0] = False
+    marker_of[0] = 0
     marker_of[shared] = 0
     result = marker_of[pieces]
     if shared.any():
         mask = shared[pieces]
-        result += watershed(landscape, markers=markers, mask=mask).astype(result.dtype)
+        # only rows and columns that have such pieces: the flood looks at every pixel of its array
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        flooded = watershed(landscape[part], markers=markers[part], mask=mask[part])
+        result[part] += flooded.astype(result.dtype)
     return result
 
 
-def _sobel(values: NDArray[np.float32], axis: int) -> NDArray[np.float64]:
+def _sobel(values: NDArray[Any], axis: int) -> NDArray[np.float64]:
     import cv2
 
     dx, dy = (1, 0) if axis == 0 else (0, 1)
+    if values.dtype != np.int16:
+        values = np.asarray(values, np.float32)
     return np.asarray(cv2.Sobel(values, cv2.CV_64F, dx, dy, ksize=KERNEL))
 
 
-def _energy(hv: Floats, axis: int, bounds: tuple[float, float] | None) -> NDArray[np.float32]:
-    values = np.asarray(hv[..., axis], np.float32)
+def _energy(hv: NDArray[Any], axis: int, bounds: tuple[float, float] | None) -> NDArray[np.float32]:
     if bounds is None:
         # the filter is linear, so that this first scaling matters to the last bit only
-        answer = _sobel(_unit(values), axis)
+        answer = _sobel(_unit(np.asarray(hv[..., axis], np.float32)), axis)
         return 1 - _unit(answer)
-    answer = _sobel(values, axis)
+    answer = _sobel(hv[..., axis], axis)
     low, high = bounds
-    scale = 1 / (high - low) if high > low else 0.0
-    return np.clip((high - answer) * scale, 0, 1).astype(np.float32)
+    np.subtract(high, answer, out=answer)
+    answer *= 1 / (high - low) if high > low else 0.0
+    return np.clip(answer, 0, 1, out=answer).astype(np.float32)
 
 
 def _unit(values: NDArray[Any]) -> NDArray[np.float32]:
@@ -215,7 +241,8 @@ def _unit(values: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _renumber(labels: NDArray[np.integer]) -> Labels:
-    present = np.bincount(labels.ravel()) > 0
+    present = np.zeros(int(labels.max(initial=0)) + 1, np.bool_)
+    present[labels.reshape(-1)] = True
     present[0] = False
     lookup = np.zeros(len(present), np.int32)
     lookup[present] = np.arange(1, present.sum() + 1)

@@ -6,6 +6,7 @@ are CPU seconds of this process, so that other work on the machine does not coun
 
 import argparse
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from perfect_maps import grid_of_nuclei, hv_maps
 
 from stqp.inference import postprocess, tiles
 from stqp.inference.store import MapStore
+from stqp.inference.windows import slide_bounds
 from stqp.polygonise import polygonise
 
 
@@ -56,12 +58,14 @@ def main():
         chunk = 164
         pad = -side % chunk
         p, v, t = (np.pad(m, [(0, pad), (0, pad)] + [(0, 0)] * (m.ndim - 2)) for m in (np_prob, hv, tp))
-        with MapStore(side, side, chunk, 6) as store:
+        with tempfile.TemporaryDirectory() as folder, MapStore(side, side, chunk, 6, Path(folder) / "maps") as store:
             for row in range(0, side, chunk):
                 for column in range(0, side, chunk):
                     at = slice(row, row + chunk), slice(column, column + chunk)
-                    store.write(row // chunk, column // chunk, p[at], v[at], t[at])
-            return tiles.find_nuclei(store, tile=512)
+                    store.write((row // chunk, column // chunk), p[at], v[at], t[at])
+            regions = [(x, y, min(x + 1000, side), min(y + 1000, side))
+                       for y in range(0, side, 1000) for x in range(0, side, 1000)]  # fmt: skip
+            return tiles.find_nuclei(store, slide_bounds(store, regions), tile=512)
 
     our_time, (labels, prob, (polygons, ids)) = timed(ours, arguments.repeats)
     tile_time, tiled = timed(in_tiles, arguments.repeats)

@@ -9,8 +9,9 @@ from stqp.devices import pick_device
 from stqp.errors import EnvironmentProblem, InputError, UsageError
 from stqp.evaluation.scores import score_maps
 from stqp.inference.detections import Detections, shape
-from stqp.inference.engine import Grid, predict_slide
+from stqp.inference.engine import predict_slide
 from stqp.inference.model import downsample_of
+from stqp.inference.windows import Grid
 from stqp.polygonise import polygonise
 from stqp.polygons import Polygons
 from stqp.slides import open_slide
