@@ -1,85 +1,78 @@
 """`stqp train`."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 from stqp_cli.common import PATH, json_option, progress_bar, report, set_up_logging, verbose_option
 
+from stqp.training.options import Option
+from stqp.training.settings import OPTIONS
+
 EPILOG = """\b
 Examples:
   stqp train slide --out runs/first
   stqp train projects/* --out runs/lite --arch lite --max-time 60
-  stqp train slide --out runs/first --resume
+  stqp train slide --init pannuke --recipe official --print-config > train.toml
+  stqp train --config train.toml --out runs/second
+  stqp train --resume --out runs/second
 
 The run folder gets model.pth (a plain state_dict that TIAToolbox's HoVerNet loads), manifest.json,
-metrics.csv and record.json. Ctrl-C keeps what was learnt: go on with --resume.
+train.toml, metrics.csv and record.json. Ctrl-C keeps what was learnt: go on with --resume.
 """
 
 
+def _click_option(one: Option) -> Callable[[Any], Any]:
+    """Flag of an option; its default is None, so that it is known which flags were given."""
+    text = one.text
+    if one.default not in (None, (), False) and not one.text.startswith("Default"):
+        text += f"  [default: {one.default}]"
+    if one.kind is bool:
+        name = one.spelled.removeprefix("--")
+        return click.option(f"--{name}/--no-{name}", one.flag, default=None, help=text)
+    kind: Any
+    if one.choices:
+        kind = click.Choice(one.choices)
+    elif one.kind is int:
+        kind = click.IntRange(_whole(one.low), _whole(one.high))
+    elif one.kind is float:
+        low = one.above if one.low is None else one.low
+        kind = click.FloatRange(low, one.high, min_open=one.above is not None)
+    else:
+        kind = str
+    repeated = one.kind is tuple
+    return click.option(
+        one.spelled, one.flag, type=kind, multiple=repeated, default=None, metavar=one.metavar,
+        help=text + (" Repeatable." if repeated else ""),
+    )  # fmt: skip
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command a flag for every option of training but the projects, which are its arguments."""
+    for one in reversed([o for o in OPTIONS if o.name != "projects"]):
+        command = _click_option(one)(command)
+    return command
+
+
 @click.command(epilog=EPILOG)
-@click.argument("projects", nargs=-1, required=True, type=PATH)
-@click.option("--out", required=True, type=PATH, help="Folder of the run, made here.")
-@click.option(
-    "--arch", type=click.Choice(["fast", "original", "lite"]), default="fast", show_default=True,
-    help="TIAToolbox's HoVerNet (fast, original; for a GPU), or lite, its narrow relative, for a CPU.",
-)  # fmt: skip
-@click.option(
-    "--entry",
-    "entries",
-    multiple=True,
-    metavar="NAME",
-    help="Use only these images of the projects. Repeatable.",
-)
-@click.option(
-    "--class",
-    "classes",
-    multiple=True,
-    metavar="NAME",
-    help="Learn these classes, in this order; other nuclei count as Unknown. Repeatable. Default: all.",
-)
-@click.option(
-    "--objects", type=click.Choice(["auto", "annotations", "detections", "cells"]), default="auto", show_default=True,
-    help="Which objects are the nuclei; auto takes annotations, else cells, else detections.",
-)  # fmt: skip
-@click.option("--epochs", type=click.IntRange(1), help="Passes over the patches. Default 50 when no limit is given.")
-@click.option("--max-steps", type=click.IntRange(1), help="Optimiser steps.")
-@click.option("--max-time", type=click.FloatRange(0, min_open=True), metavar="MINUTES", help="Minutes of training.")
-@click.option(
-    "--block",
-    type=click.FloatRange(32),
-    default=256.0,
-    show_default=True,
-    metavar="UM",
-    help="Side of a spatial block of the split, in µm.",
-)
-@click.option(
-    "--validation",
-    type=click.FloatRange(0, 0.9),
-    default=0.2,
-    show_default=True,
-    help="Fraction of the blocks that is held out.",
-)
-@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Crops a step.")
-@click.option(
-    "--lr",
-    type=click.FloatRange(0, min_open=True),
-    help="Highest learning rate. Default: 0.002 for lite, 0.0001 else.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of weights, split and augmentation.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cuda", "mps", "cpu"]),
-    default="auto",
-    show_default=True,
-    help="auto picks CUDA, then MPS, then CPU.",
-)
-@click.option("--workers", type=click.IntRange(0), help="Processes that prepare crops. Default: by the machine.")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.argument("projects", nargs=-1, type=PATH)
+@click.option("--out", type=PATH, help="Folder of the run, made here.")
+@click.option("--config", type=PATH, metavar="TOML", help="Settings from a file; flags count more.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, with its own settings.")
+@click.option("--print-config", is_flag=True, help="Print all settings as train.toml, and do nothing.")
+@training_options
 @json_option
 @verbose_option
-def command(as_json: bool, verbose: bool, projects: tuple[Path, ...], out: Path, **options: Any) -> None:
+def command(
+    as_json: bool, verbose: bool, projects: tuple[Path, ...], out: Path | None, config: Path | None, resume: bool,
+    print_config: bool, **flags: Any,
+) -> None:  # fmt: skip
     """Train a HoVer-Net from the typed nuclei of QuPath PROJECTS.
 
     Nuclei are read from the projects as they stand, so a correction made in QuPath counts. Patches are
@@ -87,29 +80,72 @@ def command(as_json: bool, verbose: bool, projects: tuple[Path, ...], out: Path,
     segmentation, not typing.
     """
     set_up_logging(verbose)
-    from tqdm import tqdm
+    from stqp.training.config import read_config, write_config
+    from stqp.training.run import CHECKPOINT, saved_settings, train
+    from stqp.training.settings import Settings
 
-    from stqp.training.run import CHECKPOINT, train
-
-    bars: list[Any] = []
-
-    def progress(fraction: float, numbers: dict[str, float]) -> None:
-        if not bars:  # the bar's clock starts with the first step, not with the patches
-            layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
-            style = {"file": sys.stderr, "disable": None, "leave": False, "bar_format": layout}
-            bars.append(tqdm(total=1.0, initial=fraction, desc="Training", **style))
-        shown = {k: f"{v:.3g}" for k, v in numbers.items() if k in ("loss", "pq", "f_d")}
-        bars[0].set_postfix(step=int(numbers["step"]), **shown, refresh=False)
-        bars[0].update(fraction - bars[0].n)
-
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    if projects:
+        given["projects"] = tuple(map(str, projects))
+    if out is None and not print_config:
+        raise click.UsageError("Missing option '--out'.")
+    if resume and config is not None:
+        raise click.UsageError("--resume takes the settings of the run; leave --config out.")
+    base = Settings()
+    if resume and out is not None:
+        base = saved_settings(out)
+    elif config is not None:
+        base = base.changed(read_config(config))
+    settings = base.changed(given)
+    if print_config:
+        click.echo(write_config(settings.resolved()), nl=False)
+        return
+    assert out is not None
+    bar = _Bar()
     try:
         with progress_bar("Cutting patches", "block") as cut_progress:
-            record = train([*projects], out, progress=progress, cut_progress=cut_progress, **options)
+            record = train(settings, out, resume=resume, progress=bar.update, cut_progress=cut_progress)
     except KeyboardInterrupt:
         if (out / CHECKPOINT).is_file():
-            click.echo("\nStopped; what was learnt is kept. Go on with the same command and --resume.", err=True)
+            click.echo(f"\nStopped; what was learnt is kept. Go on with: stqp train --resume --out {out}", err=True)
         raise
     finally:
-        for bar in bars:
-            bar.close()
-    report(record, as_json, f"run: {out}", f"Next: stqp predict {out} SLIDE_OR_PROJECT")
+        bar.close()
+    if record is not None:
+        report(record, as_json, f"run: {out}", f"Next: stqp predict {out} SLIDE_OR_PROJECT")
+
+
+class _Bar:
+    """Progress of the phase: loss and its parts, scores, crops a second, time left."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._phase = -1.0
+        self._began = (0.0, 0.0)
+
+    def update(self, fraction: float, numbers: dict[str, float]) -> None:
+        """Draw where the run stands; the clock starts with the first step."""
+        from tqdm import tqdm
+
+        if self._bar is None or numbers["phase"] != self._phase:
+            self.close()
+            self._phase = numbers["phase"]
+            self._began = (numbers["crops"], numbers["seconds"])
+            layout = "{desc} {percentage:3.0f}%|{bar:16}| {elapsed}, {remaining} left{postfix}"
+            style: dict[str, Any] = {"file": sys.stderr, "disable": None, "leave": False, "bar_format": layout}
+            self._bar = tqdm(total=1.0, initial=fraction, desc="Training", dynamic_ncols=True, **style)
+        parts = {name: sum(v for k, v in numbers.items() if k.startswith(f"{name}_")) for name in ("np", "hv", "tp")}
+        shown = [f"step {numbers['step']:.0f}", f"loss {numbers['loss']:.2f}"]
+        shown.append("(" + " ".join(f"{k} {v:.2f}" for k, v in parts.items()) + ")")
+        shown += [f"{label} {numbers[k]:.3f}" for k, label in (("pq", "PQ"), ("f_d", "F_d")) if k in numbers]
+        crops, seconds = (numbers[k] - b for k, b in zip(("crops", "seconds"), self._began, strict=True))
+        if seconds > 0:
+            shown.append(f"{crops / seconds:.1f} patches/s")
+        self._bar.set_postfix_str(", ".join(shown), refresh=False)
+        self._bar.update(fraction - self._bar.n)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -53,7 +53,7 @@ def run_demo(
     size
         Side of the H&E in px.
     device
-        As in `stqp.training.run.train`.
+        As `stqp.devices.pick_device`.
     progress
         Called with the name of the step and the fraction of it that is done.
 
@@ -100,11 +100,12 @@ def run_demo(
 
     def train_it() -> Any:
         from stqp.training.run import train
+        from stqp.training.settings import Settings
 
-        return train(
-            [demo.project], demo.run, arch="lite", max_time=minutes, block=128.0, batch_size=4, seed=seed,
-            device=device, progress=lambda fraction, _: say(step_train, fraction),
-        )  # fmt: skip
+        settings = Settings.of(
+            [demo.project], arch="lite", max_time=minutes, block=128.0, seed=seed, split_seed=seed, device=device
+        )
+        return train(settings, demo.run, progress=lambda fraction, _: say(step_train, fraction))
 
     timed(step_train, train_it)
     step_predict = "Predicting nuclei on the slide"

@@ -2,14 +2,20 @@
 
 The terms and ranges follow HoVer-Net's recipe (scale 0.8-1.2, any rotation, shear 5 degrees, flips; one of
 blur, median or noise); colour is varied where it varies in a laboratory, in the amounts of haematoxylin and
-eosin (Tellez et al. 2018).
+eosin (Tellez et al. 2018). OpenCV does the work: albumentations is no longer maintained and its successor is
+under another licence, kornia and torchvision take several times as long for a crop on a CPU, and none of them
+knows a map of instances that mirrors differently from its image, or a stain.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from stqp.training.settings import AugmentationOptions
 
 # optical density of haematoxylin, eosin and the residual, rows (Ruifrok and Johnston 2001)
 _HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
@@ -20,7 +26,7 @@ _DENSITY = -np.log10((np.arange(256) + 1.0) / 256.0).astype(np.float32)
 
 @dataclass
 class Crop:
-    """A training crop: image, instances, types and where they are known.
+    """A training crop: image, instances, types, where they are known, and how much the types weigh.
 
     Attributes
     ----------
@@ -28,20 +34,34 @@ class Crop:
     instances : int32 (S, S)
     types : uint8 (S, S)
         0 background, 255 unknown class.
-    valid : uint8 (S, S)
+    valid, weight : uint8 (S, S)
+        Weight of the type loss; 255 is all of it.
     """
 
     image: NDArray[np.uint8]
     instances: NDArray[np.int32]
     types: NDArray[np.uint8]
     valid: NDArray[np.uint8]
+    weight: NDArray[np.uint8]
 
 
-def random_affine(rng: np.random.Generator, field: int, size: int) -> NDArray[np.float64]:
+def scaled(options: AugmentationOptions) -> AugmentationOptions:
+    """Ranges times the strength."""
+    ranges = {name: getattr(options, name) * options.strength for name in ("scale", "shear", "stain", "light")}
+    ranges |= {name: getattr(options, name) * options.strength for name in ("blur", "noise")}
+    ranges |= {
+        "scale": min(ranges["scale"], 0.6),
+        "stain": min(ranges["stain"], 0.9),
+        "light": min(ranges["light"], 0.5),
+    }
+    return replace(options, strength=1.0, disturb=min(options.disturb * options.strength, 1.0), **ranges)
+
+
+def random_affine(rng: np.random.Generator, field: int, size: int, options: AugmentationOptions) -> NDArray[np.float64]:
     """Draw a 2x3 matrix from crop pixels to field pixels (centres at integers, as OpenCV counts)."""
-    angle, shear = rng.uniform(0, 2 * np.pi), np.deg2rad(rng.uniform(-5, 5))
-    scale = np.diag(rng.uniform(1 / 1.2, 1 / 0.8, 2))
-    flip = np.diag([rng.choice([-1.0, 1.0]), 1.0])
+    angle, shear = rng.uniform(0, 2 * np.pi) * options.rotate, np.deg2rad(rng.uniform(-1, 1) * options.shear)
+    scale = np.diag(rng.uniform(1 / (1 + options.scale), 1 / (1 - options.scale), 2))
+    flip = np.diag([rng.choice([-1.0, 1.0]) if options.flip else 1.0, 1.0])
     cos, sin = np.cos(angle), np.sin(angle)
     linear = np.array([[cos, -sin], [sin, cos]]) @ np.array([[1, np.tan(shear)], [0, 1]]) @ scale @ flip
     free = max(field - size, 0) / 2
@@ -64,41 +84,39 @@ def warp(crop: Crop, matrix: NDArray[np.float64], size: int) -> Crop:
         nearest(crop.instances.astype(np.float32)).astype(np.int32),
         nearest(crop.types).astype(np.uint8),
         nearest(crop.valid).astype(np.uint8),
+        nearest(crop.weight).astype(np.uint8),
     )
 
 
-def jitter_stain(image: NDArray[np.uint8], rng: np.random.Generator, strength: float = 0.2) -> NDArray[np.uint8]:
+def jitter_stain(image: NDArray[np.uint8], rng: np.random.Generator, options: AugmentationOptions) -> NDArray[np.uint8]:
     """Vary the amounts of haematoxylin and eosin, and the light."""
-    factor = rng.uniform(1 - strength, 1 + strength, 3)
-    offset = rng.uniform(-0.25, 0.25, 3) * strength * np.array([1.0, 1.0, 0.4])
+    factor = rng.uniform(-1, 1, 3) * options.stain + 1
+    offset = rng.uniform(-0.25, 0.25, 3) * options.stain * np.array([1.0, 1.0, 0.4])
     mixing = (_RGB_TO_HED @ np.diag(factor) @ _HED).astype(np.float32)
     density = _DENSITY[image] @ mixing + (offset @ _HED).astype(np.float32)
-    bright = rng.uniform(0.9, 1.1)
+    bright = 1 + rng.uniform(-1, 1) * options.light
     return np.clip(np.power(10.0, -density, dtype=np.float32) * (256 * bright) - 1, 0, 255).astype(np.uint8)
 
 
-def disturb(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+def disturb(image: NDArray[np.uint8], rng: np.random.Generator, options: AugmentationOptions) -> NDArray[np.uint8]:
     """Apply one of: nothing, Gaussian blur, median blur, Gaussian noise."""
-    kind = rng.integers(5)
-    if kind == 0:
-        return np.asarray(cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.3)), np.uint8)
-    if kind == 1:
+    chosen, kind, amount = rng.random() < options.disturb, rng.integers(3), rng.uniform(0.2, 1)
+    if not chosen:
+        return image
+    if kind == 0 and options.blur:
+        return np.asarray(cv2.GaussianBlur(image, (0, 0), amount * options.blur), np.uint8)
+    if kind == 1 and options.blur:
         return np.asarray(cv2.medianBlur(image, 3), np.uint8)
-    if kind == 2:
-        noise = rng.standard_normal(image.shape, dtype=np.float32) * rng.uniform(2, 12)
+    if kind == 2 and options.noise:
+        noise = rng.standard_normal(image.shape, dtype=np.float32) * (amount * options.noise)
         return np.clip(image + noise, 0, 255).astype(np.uint8)
     return image
 
 
-def augment(field: Crop, size: int, rng: np.random.Generator) -> Crop:
-    """Draw a random crop of ``size`` px from a field."""
-    crop = warp(field, random_affine(rng, field.image.shape[0], size), size)
-    crop.image = disturb(jitter_stain(crop.image, rng), rng)
+def augment(field: Crop, size: int, rng: np.random.Generator, options: AugmentationOptions) -> Crop:
+    """Draw a random crop of ``size`` px from a field; ranges as `scaled` gives them."""
+    crop = warp(field, random_affine(rng, field.image.shape[0], size, options), size)
+    if options.stain or options.light:
+        crop.image = jitter_stain(crop.image, rng, options)
+    crop.image = disturb(crop.image, rng, options)
     return crop
-
-
-def centre(field: Crop, size: int) -> Crop:
-    """Cut the middle of a field, without change."""
-    start = [(s - size) // 2 for s in field.image.shape[:2]]
-    window = slice(start[0], start[0] + size), slice(start[1], start[1] + size)
-    return Crop(field.image[window], field.instances[window], field.types[window], field.valid[window])

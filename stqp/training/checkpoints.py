@@ -94,7 +94,7 @@ def read_checkpoint(
         When the weights of a registered model are not on this machine.
     """
     path = Path(where)
-    if any((path / name).is_file() for name in ("manifest.json", "settings.json")):
+    if any((path / name).is_file() for name in ("manifest.json", "train.toml")):
         manifest = read_manifest(path)
         file = path / WEIGHTS
         if not file.is_file():
@@ -239,7 +239,7 @@ def _read_file(path: Path) -> Checkpoint:
     manifest: dict[str, Any] | None = None
     classes: tuple[str, ...] | None = None
     source = "state_dict"
-    if isinstance(content, Mapping) and "pytorch-lightning_version" in content:
+    if isinstance(content, Mapping) and "stqp_training" in content:
         source = "stqp checkpoint"
         own = content.get("stqp_classes")
         classes = tuple(str(c) for c in own) if own else _classes_of_patches(path.parent)

@@ -99,7 +99,7 @@ def read_manifest(run: Path) -> dict[str, Any]:
     path = run / MANIFEST
     if not path.is_file():
         more = (
-            "; its training has not ended, go on with stqp train --resume" if (run / "settings.json").is_file() else ""
+            "; its training has not ended, go on with stqp train --resume" if (run / "train.toml").is_file() else ""
         )
         raise InputError(f"{run} holds no manifest.json, so it is no finished run of stqp train{more}")
     try:

@@ -10,6 +10,7 @@ from torch import nn
 from stqp.patches.store import UNKNOWN_TYPE, PatchFile
 from stqp.training.network import Architecture
 
+SCORES = ("dice", "aji", "pq", "f_d", "f_c_mean", "type_f1_macro", "mpq")
 LARGEST_NUMBER = 64
 """Patches that are scored, evenly chosen; the scores guide, `stqp evaluate` measures."""
 
@@ -74,7 +75,7 @@ def score_network(
     Returns
     -------
     dict
-        ``dice``, ``pq``, ``f_d``, ``type_f1_macro``, ``f_c_mean``, as `stqp.evaluation` defines them.
+        `SCORES`, as `stqp.evaluation` defines them.
     """
     from stqp.evaluation.overlap import from_maps
     from stqp.evaluation.scores import count, summarise
@@ -94,8 +95,4 @@ def score_network(
         true_types = np.where(types == UNKNOWN_TYPE, 0, types)
         counts[str(row)] = count(from_maps(true, inst, true_types, predicted), patches.mpp, len(patches.classes))
     pooled: dict[str, Any] = summarise(counts, patches.classes, bootstrap=0)["pooled"]
-    return {
-        name: float(pooled[name])
-        for name in ("dice", "pq", "f_d", "type_f1_macro", "f_c_mean")
-        if pooled.get(name) is not None
-    }
+    return {name: float(pooled[name]) for name in SCORES if pooled.get(name) is not None}

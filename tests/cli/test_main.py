@@ -71,17 +71,14 @@ def test_a_device_that_is_not_there_is_exit_code_4(tmp_path):
 
 # option of the command -> parameter of the function; what only one side has, and why
 EXCEPTIONS = {
-    "train": ({"as_json", "verbose"}, {"progress", "cut_progress"}),  # how to print; who draws the bars
     "demo": ({"as_json", "verbose"}, {"progress"}),
 }
 
 
 @pytest.mark.parametrize("name", EXCEPTIONS)
 def test_options_and_parameters_match(name):
-    if name == "train":
-        from stqp.training.run import train as function
-    else:
-        from stqp.demo import run_demo as function
+    from stqp.demo import run_demo as function
+
     command = cli.get_command(click.Context(cli), name)
     options = {p.name for p in command.params} - EXCEPTIONS[name][0]
     parameters = set(inspect.signature(function).parameters) - EXCEPTIONS[name][1]

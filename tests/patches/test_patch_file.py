@@ -1,5 +1,6 @@
 """The file of patches, and the crops drawn from it."""
 
+import itertools
 import pickle
 
 import numpy as np
@@ -8,8 +9,8 @@ import torch
 
 from stqp.errors import InputError
 from stqp.patches.store import TRAINING, UNKNOWN_TYPE, VALIDATION, PatchFile, PatchWriter
-from stqp.training.augment import Crop, centre, warp
-from stqp.training.data import CONTEXT, EndlessSampler, TrainingCrops, targets
+from stqp.training.augment import Crop, warp
+from stqp.training.data import CONTEXT, EndlessBatches, TrainingCrops, targets
 from stqp.training.targets import hv_map
 
 
@@ -62,13 +63,19 @@ def test_crops_are_the_same_for_the_same_seed_and_differ_by_number(tmp_path):
 
 
 def test_the_order_differs_by_epoch_and_covers_all():
-    sampler = EndlessSampler(10, seed=0)
-    orders = []
-    for epoch in (0, 1):
-        sampler.set_epoch(epoch)
-        orders.append([*sampler])
-    assert sorted(orders[0]) == [*range(10)] and sorted(orders[1]) == [*range(10, 20)]
-    assert [o - 10 for o in orders[1]] != orders[0]
+    numbers = [n for batch in itertools.islice(EndlessBatches(10, 5, seed=0), 4) for n in batch]
+    first, second = numbers[:10], [n - 10 for n in numbers[10:]]
+    assert sorted(first) == sorted(second) == [*range(10)] and first != second
+
+
+@pytest.mark.parametrize("batch", [3, 7, 16])
+def test_batches_go_on_from_anywhere_and_are_shared_out(batch):
+    whole = [*itertools.islice(EndlessBatches(10, 2 * batch, seed=1), 8)]
+    assert [*itertools.islice(EndlessBatches(10, 2 * batch, seed=1, start=3), 5)] == whole[3:]
+    shares = [[*itertools.islice(EndlessBatches(10, batch, 1, rank=r, world=2), 8)] for r in (0, 1)]
+    for one, left, right in zip(whole, *shares, strict=True):
+        assert sorted(one) == sorted(left + right) and len(left) == len(right) == batch
+    assert len({n for one in whole for n in one}) == 16 * batch  # no crop is shown twice
 
 
 def test_targets_know_the_whole_nucleus_beyond_the_crop(tmp_path):
@@ -76,7 +83,8 @@ def test_targets_know_the_whole_nucleus_beyond_the_crop(tmp_path):
     instances = np.zeros((size, size), np.int32)
     instances[CONTEXT - 10 : CONTEXT + 10, 60:80] = 5  # half of it above the crop
     types = np.where(instances > 0, UNKNOWN_TYPE, 0).astype(np.uint8)
-    crop = Crop(np.zeros((size, size, 3), np.uint8), instances, types, np.ones((size, size), np.uint8))
+    full = np.full((size, size), 255, np.uint8)
+    crop = Crop(np.zeros((size, size, 3), np.uint8), instances, types, np.ones_like(full), full)
     made = targets(crop, margin=0)
     inner = slice(CONTEXT, CONTEXT + 64)
     assert np.allclose(made["hv"].numpy(), hv_map(instances)[:, inner, inner])
@@ -88,11 +96,11 @@ def test_warp_moves_image_and_maps_alike():
     y, x = np.mgrid[:101, :101]
     instances = (((x - 60) ** 2 + (y - 40) ** 2) < 15**2).astype(np.int32) * 7
     image = np.repeat(np.where(instances > 0, 50, 200)[..., None], 3, 2).astype(np.uint8)
-    field = Crop(image, instances, (instances > 0).astype(np.uint8), np.ones_like(image[..., 0]))
+    field = Crop(image, instances, (instances > 0).astype(np.uint8), np.ones_like(image[..., 0]), image[..., 0])
     angle = 0.7
     linear = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     matrix = np.column_stack([linear, np.array([50, 50]) - linear @ np.array([40, 40])])
     out = warp(field, matrix, 81)
     dark = out.image[..., 0] < 125
     assert (dark != (out.instances == 7)).sum() <= 12 and (out.types == (out.instances > 0)).all()
-    assert centre(field, 41).instances[10, 40] == instances[40, 70]
+    assert out.weight[out.instances == 7].max() == 50  # weights move along too

@@ -59,8 +59,7 @@ def test_a_run_knows_its_classes(tmp_path):
         (lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()}, "state_dict"),
         (
             lambda s: {
-                "pytorch-lightning_version": "2.6", "state_dict": {f"network.{k}": v for k, v in s.items()},
-                "stqp_classes": CLASSES,
+                "stqp_training": 1, "stqp_classes": CLASSES, "state_dict": dict(s),
             },
             "stqp checkpoint",
         ),
@@ -174,7 +173,7 @@ def test_broken_and_foreign_files(typed, tmp_path):
 
 def test_runs_that_do_not_fit(tmp_path):
     (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / "settings.json").write_text("{}")
+    (tmp_path / "begun" / "train.toml").write_text("{}")
     with pytest.raises(InputError, match="has not ended"):
         read_checkpoint(tmp_path / "begun")
     folder = write_run(tmp_path / "run", lite(), ["One"])

@@ -22,14 +22,20 @@ from stqp.slides import open_slide
 from stqp.training.manifest import read_manifest
 from stqp.training.network import build_network
 from stqp.training.run import train
+from stqp.training.settings import Settings
 
 QUICK = {"arch": "lite", "block": 64.0, "batch_size": 2, "workers": 0, "device": "cpu"}
+
+
+def start(projects, out, resume=False, progress=None, **values):
+    """Train with settings by the names of their flags."""
+    return train(Settings.of(projects, **values), out, resume=resume, progress=progress)
 
 
 @pytest.fixture(scope="module")
 def run(project, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "first"
-    record = train([project], folder, max_steps=12, **QUICK)
+    record = start([project], folder, max_steps=12, **QUICK)
     return folder, record
 
 
@@ -99,15 +105,15 @@ def test_a_correction_in_the_project_counts(project, tmp_path):
     assert "Plasma" in cut.classes
 
 
-def test_going_on_with_a_run(run, tmp_path):
+def test_going_on_with_a_run(run, project, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run[0], folder)
     before = read_manifest(folder)["weights"]["sha256"]
     with pytest.raises(UsageError, match="--resume"):
-        train([], folder, max_steps=14, **QUICK)
+        start([project], folder, max_steps=14, **QUICK)
     with pytest.raises(UsageError, match="batch_size was 2 and is 3"):
-        train([], folder, max_steps=14, resume=True, **{**QUICK, "batch_size": 3})
-    record = train([], folder, max_steps=14, resume=True, **QUICK)
+        start([project], folder, max_steps=14, resume=True, **{**QUICK, "batch_size": 3})
+    record = start([project], folder, max_steps=14, resume=True, **QUICK)
     assert record.results["training"]["steps"] == 14
     assert read_manifest(folder)["weights"]["sha256"] != before
 
@@ -120,18 +126,18 @@ def test_ctrl_c_keeps_what_was_learnt(project, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train([project], folder, max_steps=6, progress=press, **QUICK)
+        start([project], folder, max_steps=6, progress=press, **QUICK)
     assert (folder / "last.ckpt").is_file() and not (folder / "model.pth").exists()
     with pytest.raises(InputError, match="--resume"):
         read_manifest(folder)
-    record = train([project], folder, max_steps=6, resume=True, **QUICK)
+    record = start([project], folder, max_steps=6, resume=True, **QUICK)
     assert record.results["training"]["steps"] == 6
 
 
 def test_the_same_seed_gives_the_same_network(project, tmp_path):
     digests = []
     for name in ("a", "b"):
-        train([project], tmp_path / name, max_steps=2, validation=0.0, **QUICK)
+        start([project], tmp_path / name, max_steps=2, validation=0.0, **QUICK)
         digests.append(read_manifest(tmp_path / name)["weights"]["sha256"])
     assert digests[0] == digests[1]
 
@@ -141,7 +147,7 @@ def test_two_runs_do_not_write_one_folder(project, tmp_path):
     lock = FolderLock(tmp_path / "run", creating=False, what="run")
     try:
         with pytest.raises(EnvironmentProblem, match="is being written"):
-            train([project], tmp_path / "run", **QUICK)
+            start([project], tmp_path / "run", **QUICK)
     finally:
         lock.release()
 
@@ -153,7 +159,7 @@ def test_a_full_disk_while_patches_are_cut(project, tmp_path, monkeypatch):
 
     monkeypatch.setattr("stqp.hdf5.CarefulFile.write", full)
     with pytest.raises(EnvironmentProblem, match="disk is full"):
-        train([project], tmp_path / "run", **QUICK)
+        start([project], tmp_path / "run", **QUICK)
     assert not (tmp_path / "run").exists()
 
 
@@ -161,14 +167,14 @@ def test_bad_input(project, tmp_path):
     with pytest.raises(InputError, match="not empty"):
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "thesis.txt").write_text("precious")
-        train([project], tmp_path / "other", **QUICK)
+        start([project], tmp_path / "other", **QUICK)
     with pytest.raises(InputError, match="nothing"):
-        train([tmp_path / "nothing"], tmp_path / "run", **QUICK)
-    assert not (tmp_path / "run" / "settings.json").exists()
+        start([tmp_path / "nothing"], tmp_path / "run", **QUICK)
+    assert not (tmp_path / "run" / "train.toml").exists()
     with pytest.raises(InputError, match="no project has the image"):
-        train([project], tmp_path / "run", entries=["x"], **QUICK)
+        start([project], tmp_path / "run", entries=["x"], **QUICK)
     with pytest.raises(UsageError, match="no run to resume"):
-        train([project], tmp_path / "run2", resume=True, **QUICK)
+        start([project], tmp_path / "run2", resume=True, **QUICK)
 
 
 def test_unlabelled_nuclei_only(project, tmp_path):
@@ -180,7 +186,7 @@ def test_unlabelled_nuclei_only(project, tmp_path):
         objects.classes[:] = "Unknown"
         entry.write_objects(objects, replace=lambda old: old.kind == ObjectKind.ANNOTATION)
     with pytest.raises(InputError, match="Unknown"):
-        train([copy], tmp_path / "run", **QUICK)
+        start([copy], tmp_path / "run", **QUICK)
 
 
 def test_what_the_run_did_not_cover_is_masked(tmp_path, tmp_path_factory):
@@ -205,7 +211,7 @@ def test_fast_learns_a_step_and_runs_in_tiatoolbox(project, tmp_path):
     from tiatoolbox.models.engine.multi_task_segmentor import MultiTaskSegmentor
 
     folder = tmp_path / "fast"
-    train(
+    start(
         [project], folder, arch="fast", max_steps=2, batch_size=1, validation=0.0, block=64.0, workers=0, device="cpu"
     )
     manifest = read_manifest(folder)
