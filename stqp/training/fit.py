@@ -36,6 +36,7 @@ from stqp.training.state import Phase, Plan, State, phases
 from stqp.training.validation import chosen_rows, score_network
 
 logger = logging.getLogger(__name__)
+_Parts = dict[str, Any]
 _HOURS = 6  # that the other processes wait while the first one scores
 
 
@@ -103,7 +104,7 @@ def fit(
     network = build_network(arch.name, patches.classes)
     initialize(network)
     parameters, gflop = cost(network, arch.input_size)
-    state, parts, initial = State(), {}, {}
+    state, parts, initial = State(), _Parts(), _Parts()
     checkpoint = out / CHECKPOINT
     if resume and checkpoint.is_file():
         state, parts = read_checkpoint(checkpoint)
@@ -155,8 +156,8 @@ class _Job:
         self.rows = rows
         crops = len(self.crops(0))
         windows = 4 * len(self.scored)
-        # a step costs three passes; scoring may cost a tenth of what training does
-        self.score_every = settings.schedule.score_every or max(1, math.ceil(10 * windows / (3 * crops)))
+        # a step costs three passes; scoring may cost a twentieth of what training does
+        self.score_every = settings.schedule.score_every or max(1, math.ceil(20 * windows / (3 * crops)))
 
     def crops(self, phase: int) -> TrainingCrops:
         """Crops of a phase; each phase draws its own."""

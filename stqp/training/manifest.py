@@ -98,9 +98,7 @@ def read_manifest(run: Path) -> dict[str, Any]:
     """
     path = run / MANIFEST
     if not path.is_file():
-        more = (
-            "; its training has not ended, go on with stqp train --resume" if (run / "train.toml").is_file() else ""
-        )
+        more = "; its training has not ended, go on with stqp train --resume" if (run / "train.toml").is_file() else ""
         raise InputError(f"{run} holds no manifest.json, so it is no finished run of stqp train{more}")
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -165,7 +165,7 @@ def _finish(
     torch.save(fitted.network.state_dict(), buffer)
     files.write_bytes(out / WEIGHTS, buffer.getvalue())
     scores = state.best_scores or state.scores
-    trained = {
+    trained: dict[str, Any] = {
         "steps": state.steps, "crops": state.crops, "epochs": round(state.step / fitted.steps_per_epoch, 2),
         "minutes": round(state.seconds / 60, 2), "device": device, "processes": place.world,
         "learning_rate": schedule.lr, "batch_size": schedule.batch_size, "seed": settings.run.seed,

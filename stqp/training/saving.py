@@ -12,6 +12,7 @@ from stqp import files
 from stqp.errors import EnvironmentProblem, InputError
 from stqp.hdf5 import CarefulFile
 from stqp.training.state import State
+from stqp.training.weights import load_safely
 
 CHECKPOINT = "last.ckpt"
 FORMAT = 1
@@ -84,13 +85,7 @@ def read(path: Path) -> Any:
     """
     if not path.is_file():
         raise InputError(f"{path} is not there, but the run needs it to go on; restore it, or train again")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a broken or foreign file
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"{path} is no checkpoint of torch that is safe to read: {first}; restore it, or train again"
-        ) from error
+    return load_safely(path)
 
 
 def read_checkpoint(path: Path) -> tuple[State, dict[str, Any]]:

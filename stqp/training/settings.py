@@ -69,7 +69,7 @@ class ScheduleOptions:
     select: str = option("pq", "Validation score that chooses the checkpoint to keep.", choices=SELECT)
     patience: int = option(0, "Stop after this many scorings without a better score; 0 never stops.", low=0)
     score_every: int = option(
-        0, "Passes between two scorings; 0 lets scoring take about a tenth of the arithmetic.", low=0
+        0, "Passes between two scorings; 0 lets scoring take about a twentieth of the arithmetic.", low=0
     )
 
 
@@ -192,8 +192,8 @@ class Settings:
         """The same with all that recipe and architecture decide written out."""
         schedule, geometry = self.schedule, architecture(self.network.arch)
         if schedule.recipe == "official":
-            choice: dict[str, Any] = {"optimizer": "adam", "lr": 1e-4, "weight_decay": 0.0, "decay": "step", "warm_up": 0.0}
-            choice |= {"clip": 0.0, "ema": 0.0, "batch_size": 8, "freeze_batch_size": 16}
+            choice: dict[str, Any] = {"optimizer": "adam", "lr": 1e-4, "weight_decay": 0.0, "decay": "step"}
+            choice |= {"warm_up": 0.0, "clip": 0.0, "ema": 0.0, "batch_size": 8, "freeze_batch_size": 16}
             # a random encoder is not worth keeping
             choice |= {"freeze_epochs": 50 if self.network.init else 0}
         else:
