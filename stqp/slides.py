@@ -223,20 +223,35 @@ class _TiffSlide(Slide):
         self._file.close()
 
 
-class _PlainSlide(Slide):
+class ArraySlide(Slide):
+    """Pixels in memory as a slide.
+
+    Parameters
+    ----------
+    pixels : uint8 (height, width, 3)
+        RGB.
+    path
+        Where they come from.
+    mpp
+        µm per pixel, None when it is not known.
+    """
+
     backend = "bioformats"
 
-    def __init__(self, path: Path):
-        from PIL import Image
-
-        self.path = path
-        with Image.open(path) as image:
-            self._pixels = np.asarray(image.convert("RGB"))
-        self.height, self.width = self._pixels.shape[:2]
-        self.level_sizes, self.downsamples, self.mpp = [(self.width, self.height)], [1.0], None
+    def __init__(self, pixels: RGBImage, path: Path, mpp: float | None = None):
+        self.path, self._pixels, self.mpp = path, pixels, mpp
+        self.height, self.width = pixels.shape[:2]
+        self.level_sizes, self.downsamples = [(self.width, self.height)], [1.0]
 
     def _read_level(self, level: int, x: int, y: int, width: int, height: int) -> RGBImage:
         return self._pixels[y : y + height, x : x + width]
+
+
+def _plain_slide(path: Path) -> Slide:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return ArraySlide(np.asarray(image.convert("RGB")), path)
 
 
 def open_slide(path: str | Path, mpp: float | None = None) -> Slide:
@@ -262,7 +277,7 @@ def open_slide(path: str | Path, mpp: float | None = None) -> Slide:
     slide: Slide | None = None
     try:
         if path.suffix.lower() in _PLAIN_SUFFIXES:
-            slide = _PlainSlide(path)
+            slide = _plain_slide(path)
         elif path.name.lower().endswith((".ome.tif", ".ome.tiff", ".ome.btf")) or not _openslide_reads(path):
             slide = _TiffSlide(path)
         else:

@@ -13,6 +13,8 @@ Boxes = list[list[float]]
 def held_out_boxes(run: Path) -> dict[str, Boxes]:
     """Held-out boxes of a training run by image name, ``[x0, y0, x1, y1]`` in full-resolution px.
 
+    Those for testing where there are any, else those for validation.
+
     Raises
     ------
     InputError
@@ -20,11 +22,13 @@ def held_out_boxes(run: Path) -> dict[str, Boxes]:
     """
     from stqp.training.manifest import read_manifest
 
-    items: list[dict[str, Any]] = read_manifest(run)["split"].get("validation", [])
+    split = read_manifest(run)["split"]
+    # what is for testing was neither learnt from nor chosen by
+    items: list[dict[str, Any]] = split.get("test") or split.get("validation", [])
     boxes: dict[str, Boxes] = {}
     for item in items:
         if item.get("boxes"):
             boxes.setdefault(str(item["entry"]), []).extend(item["boxes"])
     if not boxes:
-        raise InputError(f"the run {run} held nothing out (its manifest has no validation boxes)")
+        raise InputError(f"the run {run} held nothing out (its manifest has no boxes for testing or validation)")
     return boxes

@@ -31,6 +31,8 @@ class Nuclei:
         Class names; `UNKNOWN` where the class is not known.
     skipped : dict
         How many objects were no nuclei, by reason.
+    index : int64 (n,)
+        Positions among the objects of the image.
     coverage : Polygons or None
         The area to learn from and to score on: what the ST run covered, within what a person marked as Train or
         Region, without what is marked Ignore; None when nothing limits it.
@@ -39,10 +41,13 @@ class Nuclei:
     polygons: Polygons
     classes: NDArray[np.object_]
     skipped: dict[str, int] = field(default_factory=dict)
+    index: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     coverage: Polygons | None = None
 
 
-def read_nuclei(entry: ProjectEntry, objects: PathObjects, mpp: float, kind: str = "auto") -> Nuclei:
+def read_nuclei(
+    entry: ProjectEntry, objects: PathObjects, mpp: float, kind: str = "auto", predictions: bool = False
+) -> Nuclei:
     """Read the nuclei of a project's image, as they stand after a person's corrections.
 
     Parameters
@@ -56,8 +61,10 @@ def read_nuclei(entry: ProjectEntry, objects: PathObjects, mpp: float, kind: str
     kind
         ``annotations``, ``detections``, ``cells``, or ``auto``: the first of annotations, cells and
         detections that holds any nucleus; detections that stqp predicted do not count.
+    predictions
+        Count them all the same.
     """
-    nuclei = select_nuclei(objects, mpp, kind)
+    nuclei = select_nuclei(objects, mpp, kind, predictions)
     sample = entry.stqp_folder / "sample.json"
     if sample.is_file():
         try:
@@ -105,13 +112,14 @@ def _union(polygons: Polygons) -> Any:
     return shapely.union_all(shapely.make_valid(polygons.to_shapely()))
 
 
-def select_nuclei(objects: PathObjects, mpp: float, kind: str = "auto") -> Nuclei:
+def select_nuclei(objects: PathObjects, mpp: float, kind: str = "auto", predictions: bool = False) -> Nuclei:
     """Choose the nuclei among the objects of an image; see `read_nuclei`."""
+    masks = _masks(objects, predictions)
     if kind != "auto":
-        return _select(objects, mpp, _masks(objects)[kind], kind == "cells")
+        return _select(objects, mpp, masks[kind], kind == "cells")
     result = Nuclei(Polygons.empty(), np.empty(0, object))
     for name in ("annotations", "cells", "detections"):
-        found = _select(objects, mpp, _masks(objects)[name], name == "cells")
+        found = _select(objects, mpp, masks[name], name == "cells")
         if len(found.polygons):
             return found
         for reason, number in found.skipped.items():
@@ -119,10 +127,10 @@ def select_nuclei(objects: PathObjects, mpp: float, kind: str = "auto") -> Nucle
     return result
 
 
-def _masks(objects: PathObjects) -> dict[str, NDArray[np.bool_]]:
+def _masks(objects: PathObjects, predictions: bool) -> dict[str, NDArray[np.bool_]]:
     source = objects.metadata.get("stqp.source")
     predicted = np.zeros(len(objects), bool)
-    if source is not None:
+    if source is not None and not predictions:
         predicted = np.array([s is not None and s.startswith("predict:") for s in source], bool)
     return {
         "annotations": objects.kind == ObjectKind.ANNOTATION,
@@ -157,4 +165,4 @@ def _select(objects: PathObjects, mpp: float, mask: NDArray[np.bool_], cells: bo
         if number := int((keep & bad).sum()):
             skipped[reason] = number
         keep &= ~bad
-    return Nuclei(polygons.take(keep), classes[keep], skipped)
+    return Nuclei(polygons.take(keep), classes[keep], skipped, np.flatnonzero(mask)[keep])

@@ -9,7 +9,7 @@ import shapely
 
 from stqp.errors import InputError
 from stqp.patches.blocks import grid, hold_out
-from stqp.patches.cut import _starts
+from stqp.patches.drawing import starts
 from stqp.patches.nuclei import read_nuclei, select_nuclei
 from stqp.polygons import Polygons
 from stqp.qupath.objects import ObjectKind, PathObjects
@@ -45,11 +45,11 @@ def test_one_block_cannot_be_split():
 
 
 def test_patches_cover_a_block_and_never_leave_it():
-    for low, high, length in ((0, 1000, 512), (1000.0, 2000.0, 512), (3, 700, 512), (0, 512, 512), (10, 1547, 512)):
-        starts = _starts(low, high, length)
-        assert starts[0] == low and starts[-1] + length <= max(high, low + length)
-        assert all(b - a <= length for a, b in itertools.pairwise(starts))
-        assert starts[-1] + length > high - 1
+    for length, size in ((1000, 512), (697, 512), (512, 512), (1537, 512), (1024, 256), (100, 512), (1, 16)):
+        found = starts(length, size)
+        assert found[0] == 0 and found[-1] + size == max(length, size)
+        assert all(0 < b - a <= size for a, b in itertools.pairwise(found))
+        assert len(found) == -(-length // size)
 
 
 def objects(**columns):

@@ -14,7 +14,7 @@ from stqp.errors import EnvironmentProblem, InputError, UsageError
 from stqp.locking import FolderLock
 from stqp.patches.cut import cut_patches
 from stqp.patches.options import CutOptions
-from stqp.patches.store import UNKNOWN_TYPE, VALIDATION, PatchFile
+from stqp.patches.store import SIDES, UNKNOWN_TYPE, PatchFile
 from stqp.qupath.objects import ObjectKind
 from stqp.qupath.project import QuPathProject
 from stqp.record import RunRecord
@@ -60,14 +60,12 @@ def test_the_split_is_by_blocks_and_no_pixel_stands_on_both_sides(run):
         side: [b for image in read_manifest(folder)["split"][side] for b in image["boxes"]]
         for side in ("training", "validation")
     }
-    for origin, side in zip(patches.origin, patches.side, strict=True):
-        name = "validation" if side == VALIDATION else "training"
-        x, y = origin + 1e-6
-        home = [b for b in boxes[name] if b[0] - 1 <= x and x + patches.size <= b[2] + 1 and b[1] - 1 <= y]
-        assert home, (origin, name)
     covered = np.zeros((2, 2000, 2000), bool)
-    for (x, y), side in zip(patches.origin.astype(int), patches.side, strict=True):
-        covered[side, y : y + patches.size, x : x + patches.size] = True
+    for row, (x, y) in enumerate(patches.origin.astype(int)):
+        side, (height, width) = patches.side[row], np.argwhere(patches.read(row)["valid"]).max(axis=0) + 1
+        home = [b for b in boxes[SIDES[side]] if b[0] <= x and x + width <= b[2] and b[1] <= y and y + height <= b[3]]
+        assert home, (row, SIDES[side])
+        covered[side, y : y + height, x : x + width] = True
     assert covered[0].any() and covered[1].any() and not (covered[0] & covered[1]).any()
 
 
