@@ -15,6 +15,7 @@ COMMANDS = {
     "qc-alignment": ("qc_alignment", "Measure how well nuclei lie on the stain of their slide."),
     "train": ("train", "Train a HoVer-Net from the typed nuclei of QuPath projects."),
     "predict": ("predict", "Find and type nuclei on slides, into QuPath projects."),
+    "status": ("status", "Show how far a prediction of many slides is."),
     "evaluate": ("evaluate", "Score predicted nuclei against the truth."),
     "scripts": ("scripts", "List stqp's scripts for QuPath, and put them into a project."),
     "project": ("project", "Look at QuPath projects, check, change and merge them."),

@@ -113,10 +113,11 @@ def run_demo(
     def predict_it() -> Any:
         from stqp.devices import pick_device
         from stqp.inference.model import load_predictor
+        from stqp.inference.one import Settings
         from stqp.inference.run import predict_targets
 
         predictor = load_predictor(demo.run, pick_device(device))
-        record, failed = predict_targets(predictor, [demo.project], geojson=True)
+        record, failed = predict_targets(predictor, [demo.project], Settings(geojson=True))
         if failed:
             raise InputError("; ".join(failed))
         return record

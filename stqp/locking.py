@@ -18,6 +18,10 @@ LOCK_NAME = ".stqp.lock"
 _held: set[Path] = set()
 
 
+class FolderBusy(EnvironmentProblem):
+    """Another process, or another part of this one, writes a folder."""
+
+
 class FolderLock:
     """Holds the lock of a folder.
 
@@ -33,7 +37,7 @@ class FolderLock:
 
     Raises
     ------
-    EnvironmentProblem
+    FolderBusy
         When another process, or this one, writes there.
 
     Attributes
@@ -52,14 +56,14 @@ class FolderLock:
                     break
                 holder = read_lock(folder)
                 if holder is not None and not is_stale(holder, self._path):
-                    raise EnvironmentProblem(
+                    raise FolderBusy(
                         f"the {what} {folder} is being written by process {holder.get('pid')} on "
                         f"{holder.get('host')}; wait for it, or delete {LOCK_NAME} if it is gone"
                     )
                 if holder is not None:
                     self.took_over = _set_aside(self._path, holder) or self.took_over
             else:
-                raise EnvironmentProblem(f"the {what} {folder} is being opened by another process; try again")
+                raise FolderBusy(f"the {what} {folder} is being opened by another process; try again")
         _held.add(self._path)
         for left in self._path.parent.glob(f"{LOCK_NAME}.*"):
             left.unlink(missing_ok=True)
@@ -141,6 +145,11 @@ def is_stale(lock: dict[str, Any], path: Path) -> bool:
         return path.resolve() not in _held
     began = _began(pid)
     return began is None or (lock.get("began") not in (None, "?", began) and began != "?")
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is a process of that number on this machine."""
+    return _began(pid) is not None
 
 
 def _age(path: Path) -> float:

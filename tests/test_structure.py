@@ -8,15 +8,18 @@ import stqp
 
 ROOT = Path(stqp.__file__).parent
 GROUND = {
+    "cohorts",
     "errors",
     "files",
     "hdf5",
     "devices",
     "locking",
     "taxonomy",
+    "pixels",
     "polygonise",
     "polygons",
     "record",
+    "shapes",
     "slides",
     "tissue",
 }

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import inspect
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from stqp.cohorts import read_rows
 from stqp.errors import InputError, StqpError
 from stqp.importing.xenium import import_xenium
 from stqp.record import RunRecord
@@ -37,23 +36,7 @@ def read_manifest(path: str | Path) -> list[dict[str, Any]]:
         When it is missing, empty, or holds an argument that there is not.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"the manifest {path} does not exist; expected csv or toml with a run a row")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".toml":
-            content = tomllib.loads(text)
-            listed = content.pop("run", [])
-            rows = [{**content, **row} for row in listed]
-        else:
-            separator = max(",;\t", key=text.split("\n", 1)[0].count)
-            rows = [
-                {k: v for k, v in row.items() if v} for row in csv.DictReader(text.splitlines(), delimiter=separator)
-            ]
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, csv.Error, TypeError, AttributeError) as error:
-        raise InputError(f"the manifest {path} cannot be read ({error}); expected csv or toml") from error
-    if not rows:
-        raise InputError(f"the manifest {path} names no run; expected a row for each, with {', '.join(_NEEDED)}")
+    rows = read_rows(path, "run")
     return [_arguments(row, path, number) for number, row in enumerate(rows, start=1)]
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stqp.inference.postprocess import class_of
 from stqp.polygons import Polygons
+from stqp.shapes import eccentricity, shape, solidity
 
-# an outline along pixel edges is longer than the nucleus: each corner is cut (Freeman's chain code), and the
-# rest is the mean excess of such a chain over all directions (Kulpa 1977)
-_CORNER = 1 - math.sqrt(0.5)
-_CHAIN = math.pi * (1 + math.sqrt(2)) / 8
+HAEMATOXYLIN = "Nucleus: Hematoxylin OD mean"
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,10 @@ class Detections:
         Side of the network's pixels in full-resolution pixels.
     counts : dict
         What was done: windows, tiles, cut clumps.
+    cells : Polygons or None
+        Outline of the cell around each nucleus, in full-resolution pixels, where they were made.
+    haematoxylin : float64 (n,) or None
+        Mean optical density of haematoxylin over each nucleus, where it was measured.
     """
 
     polygons: Polygons
@@ -44,6 +46,8 @@ class Detections:
     mpp: float
     pixel: float = 1.0
     counts: dict[str, int] = field(default_factory=dict)
+    cells: Polygons | None = None
+    haematoxylin: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         """Count the nuclei."""
@@ -69,58 +73,50 @@ class Detections:
     def take(self, index: ArrayLike) -> Detections:
         """Nuclei at the given positions or of a mask."""
         chosen = np.asarray(index)
-        return Detections(
-            self.polygons.take(chosen), self.class_prob[chosen], self.classes, self.mpp, self.pixel, self.counts
+        return replace(
+            self,
+            polygons=self.polygons.take(chosen),
+            class_prob=self.class_prob[chosen],
+            cells=None if self.cells is None else self.cells.take(chosen),
+            haematoxylin=None if self.haematoxylin is None else self.haematoxylin[chosen],
         )
 
     def within(self, boxes: ArrayLike) -> Detections:
         """Nuclei whose centres lie in one of the boxes ``(x0, y0, x1, y1)``, in full-resolution px."""
         return self.take(in_boxes(self.polygons.centroid(), boxes))
 
+    @cached_property
     def measurements(self) -> dict[str, NDArray[np.float64]]:
-        """Measurements by QuPath name: the probability of each class, and the shape.
+        """Measurements by QuPath name, (n,) each: the probability of each class, shape, stain, and those of cells.
 
         The perimeter is that of the nucleus as estimated from its pixels, about 20 % below the length of
-        the outline along their edges; with that length a disc would have a circularity of 0.6.
+        the outline along their edges, which QuPath would measure as ``Nucleus: Length µm``; with that length a
+        disc would have a circularity of 0.6.
         """
-        area, perimeter, circularity = shape(self.polygons, self.mpp, self.pixel)
+        result = {f"Probability: {name}": self.class_prob[:, i] for i, name in enumerate(self.classes, start=1)}
+        result |= self._shape("Nucleus", self.polygons, through_edges=False)
+        if self.haematoxylin is not None:
+            result[HAEMATOXYLIN] = self.haematoxylin
+        if self.cells is not None:
+            result |= self._shape("Cell", self.cells, through_edges=True)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratio = self.polygons.area() / self.cells.area()
+            result["Nucleus/Cell area ratio"] = np.minimum(ratio, 1.0)
+        return result
+
+    def _shape(self, of: str, polygons: Polygons, through_edges: bool) -> dict[str, NDArray[np.float64]]:
+        area, perimeter, circularity = shape(polygons, self.mpp, self.pixel, through_edges)
         return {
-            **{f"Probability: {name}": self.class_prob[:, i] for i, name in enumerate(self.classes, start=1)},
-            "Nucleus: Area µm^2": area,
-            "Nucleus: Perimeter µm": perimeter,
-            "Nucleus: Circularity": circularity,
+            f"{of}: Area µm^2": area,
+            f"{of}: Perimeter µm": perimeter,
+            f"{of}: Circularity": circularity,
+            f"{of}: Eccentricity": eccentricity(polygons),
+            f"{of}: Solidity": solidity(polygons),
         }
 
     def instance_map(self, width: int, height: int) -> NDArray[np.int32]:
         """Draw the nuclei as ids 1..n in full-resolution px, (height, width)."""
         return np.asarray(self.polygons.rasterize((height, width)), np.int32)
-
-
-def shape(
-    polygons: Polygons, mpp: float, pixel: float = 1.0
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Area in µm², perimeter in µm and circularity of outlines along pixel edges.
-
-    Parameters
-    ----------
-    polygons
-        One ring each, only with right angles.
-    mpp
-        µm per unit of the coordinates.
-    pixel
-        Side of the pixels in that unit.
-
-    Returns
-    -------
-    area, perimeter, circularity : float64 (n,)
-        Circularity is ``4 pi area / perimeter²``, at most 1.
-    """
-    corners = np.bincount(polygons.vertex_owner, minlength=len(polygons))
-    perimeter = (polygons.perimeter() - corners * _CORNER * pixel) * _CHAIN * mpp
-    area = polygons.area() * mpp**2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        circularity = np.minimum(4 * np.pi * area / perimeter**2, 1.0)
-    return area, perimeter, circularity
 
 
 def in_boxes(xy: NDArray[np.float64], boxes: ArrayLike) -> NDArray[np.bool_]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from stqp.inference.detections import Detections, in_boxes
 from stqp.qupath.entry import ProjectEntry
 from stqp.qupath.objects import ObjectKind, PathObjects
 from stqp.qupath.ownership import object_uuids, owned, settled, stamp
-from stqp.taxonomy import color_of
+from stqp.taxonomy import RGB, color_of
 
 SOURCE = "predict:"
 
@@ -23,8 +23,8 @@ def source_of(run_name: str) -> str:
     return SOURCE + run_name
 
 
-def to_objects(found: Detections, image: str, run_name: str) -> PathObjects:
-    """Make QuPath detections with class, colour, probabilities and shape.
+def to_objects(found: Detections, image: str, run_name: str, colors: Mapping[str, RGB] | None = None) -> PathObjects:
+    """Make QuPath detections, or cells where there are outlines of cells, with class, colour and measurements.
 
     Parameters
     ----------
@@ -34,22 +34,29 @@ def to_objects(found: Detections, image: str, run_name: str) -> PathObjects:
         Name of the image; with the run's name and the nucleus's place it makes the same ids in every run.
     run_name
         Name of the training run.
+    colors
+        Of the classes, in place of the taxonomy's.
     """
     centre = np.round(found.polygons.centroid(), 3)
     objects = PathObjects.build(
-        found.polygons,
-        kind=ObjectKind.DETECTION,
+        found.polygons if found.cells is None else found.cells,
+        kind=ObjectKind.DETECTION if found.cells is None else ObjectKind.CELL,
+        nuclei=None if found.cells is None else found.polygons,
         classes=found.class_names,
         ids=_unique_ids(f"{source_of(run_name)}:{image}", centre),
         probability=found.probability,
-        measurements=found.measurements(),
-        class_colors={name: color_of(name) for name in found.classes},
+        measurements=found.measurements,
+        class_colors={name: color_of(name) for name in found.classes} | dict(colors or {}),
     )
     return stamp(objects, source_of(run_name), str(uuid.uuid4()))
 
 
 def write_detections(
-    entry: ProjectEntry, found: Detections, run_name: str, boxes: Sequence[Sequence[float]] | None = None
+    entry: ProjectEntry,
+    found: Detections,
+    run_name: str,
+    boxes: Sequence[Sequence[float]] | None = None,
+    colors: Mapping[str, RGB] | None = None,
 ) -> tuple[PathObjects, dict[str, int]]:
     """Put detections into an image of a project in place of what the same run wrote there before.
 
@@ -66,11 +73,13 @@ def write_detections(
         Name of the training run.
     boxes
         Where was looked, in full-resolution px; the run's earlier detections elsewhere stay. All when None.
+    colors
+        Of the classes; those that the project has already keep its colours.
 
     Returns
     -------
     objects : PathObjects
-        What was written.
+        All that was found, also what was left out.
     counts : dict
         Detections written and replaced, and corrected ones that stayed.
     """
@@ -81,14 +90,15 @@ def write_detections(
     if boxes is not None:
         kept |= mine & ~in_boxes(present.polygons.centroid(), boxes)
     drop = mine & ~kept
-    objects = to_objects(found, entry.name, run_name)
+    objects = to_objects(found, entry.name, run_name, colors)
     fresh = ~_inside_any(found.polygons.centroid(), present.take(kept))
     fresh &= ~np.isin(objects.ids.astype(str), present.ids[~drop].astype(str))
-    objects = objects.take(fresh)
     dropped_ids = set(present.ids[drop].tolist())
-    entry.write_objects(objects, replace=lambda p: np.array([i in dropped_ids for i in p.ids.tolist()], bool))
+    entry.write_objects(
+        objects.take(fresh), replace=lambda p: np.array([i in dropped_ids for i in p.ids.tolist()], bool)
+    )
     return objects, {
-        "nuclei written": len(objects),
+        "nuclei written": int(fresh.sum()),
         "nuclei replaced": int(drop.sum()),
         "corrected nuclei kept": int((mine & settled(present)).sum()),
     }

@@ -22,7 +22,8 @@ METADATA = "metadata."
 # what is no measurement
 FIXED = (
     "image", "id", "kind", "class", "probability", "name", "parent", "locked", "plane_c", "plane_z", "plane_t",
-    "centroid_x", "centroid_y", "area", "centroid_x_um", "centroid_y_um", "area_um2", "geometry", "nucleus",
+    "centroid_x", "centroid_y", "box_x0", "box_y0", "box_x1", "box_y1", "area",
+    "centroid_x_um", "centroid_y_um", "area_um2", "geometry", "nucleus",
 )  # fmt: skip
 _PLANE = ("plane_c", "plane_z", "plane_t")
 _KINDS = {kind.name.lower(): int(kind) for kind in ObjectKind}

@@ -8,12 +8,13 @@ from PIL import Image
 from stqp.devices import pick_device
 from stqp.errors import EnvironmentProblem, InputError, UsageError
 from stqp.evaluation.scores import score_maps
-from stqp.inference.detections import Detections, shape
+from stqp.inference.detections import Detections
 from stqp.inference.engine import predict_slide
 from stqp.inference.model import downsample_of
 from stqp.inference.windows import Grid
 from stqp.polygonise import polygonise
 from stqp.polygons import Polygons
+from stqp.shapes import shape
 from stqp.slides import open_slide
 from stqp.tissue import find_tissue
 
@@ -167,7 +168,7 @@ def test_detections_name_the_likeliest_class():
     found = Detections(squares, prob, CLASSES, 0.5)
     assert found.class_names.tolist() == ["Inflammatory", "Neoplastic", None]
     np.testing.assert_array_equal(found.probability, [0.05, 0.7, np.nan])
-    measured = found.measurements()
+    measured = found.measurements
     assert measured["Probability: Connective"].tolist() == [0.03, 0.1, 0]
     assert measured["Nucleus: Area µm^2"].tolist() == [4, 4, 4]
 

@@ -9,7 +9,9 @@ from stqp.errors import InputError, UsageError
 from stqp.evaluation.entries import evaluate_entries
 from stqp.evaluation.evaluate import evaluate_maps
 from stqp.inference.maps import map_stem, read_map, write_map
+from stqp.inference.one import Settings
 from stqp.inference.run import predict_targets
+from stqp.inference.targets import Selection
 from stqp.polygonise import polygonise
 from stqp.polygons import Polygons
 from stqp.qupath.objects import ObjectKind, PathObjects
@@ -96,7 +98,7 @@ def test_corrections_stay(project):
 
 
 def test_the_record_maps_and_geojson_lie_beside(project, tmp_path):
-    predict_targets(ColourNetwork(), [project], geojson=True, maps=tmp_path / "maps")
+    predict_targets(ColourNetwork(), [project], Settings(geojson=True, maps=tmp_path / "maps"))
     with QuPathProject.open(project, "r") as opened:
         folder = opened.entries[0].stqp_folder
     record = json.loads((folder / "predict-stub.json").read_text())
@@ -125,9 +127,9 @@ def test_the_record_maps_and_geojson_lie_beside(project, tmp_path):
 
 def test_slides_and_folders_go_to_a_new_project(slide, tmp_path):
     Image.fromarray(paint(INST[:300, :200], TYPES)).save(slide.with_name("two.png"))
-    record, failed = predict_targets(ColourNetwork(), [slide.parent], project=tmp_path / "new", mpp=0.25)
+    record, failed = predict_targets(ColourNetwork(), [slide.parent], Settings(mpp=0.25), project=tmp_path / "new")
     assert not failed and record.counts["images predicted"] == 2
-    predict_targets(ColourNetwork(), [slide], project=tmp_path / "new", mpp=0.25)
+    predict_targets(ColourNetwork(), [slide], Settings(mpp=0.25), project=tmp_path / "new")
     with QuPathProject.open(tmp_path / "new", "r") as opened:
         assert [e.name for e in opened.entries] == ["one.png", "two.png"]
         assert [e.mpp for e in opened.entries] == pytest.approx([0.25, 0.25])
@@ -140,7 +142,7 @@ def test_slides_and_folders_go_to_a_new_project(slide, tmp_path):
 def test_one_failure_does_not_stop_the_others(slide, tmp_path):
     (slide.parent / "broken.tif").write_bytes(b"no image")
     record, failed = predict_targets(
-        ColourNetwork(), [slide.parent, tmp_path / "absent.svs"], project=tmp_path / "new", mpp=0.25
+        ColourNetwork(), [slide.parent, tmp_path / "absent.svs"], Settings(mpp=0.25), project=tmp_path / "new"
     )
     assert len(failed) == 2 and record.skipped["targets that failed"] == 2
     assert any("broken.tif" in f for f in failed) and any("absent.svs" in f for f in failed)
@@ -151,7 +153,7 @@ def test_one_failure_does_not_stop_the_others(slide, tmp_path):
 
 def test_a_wrong_image_or_name_is_an_error(project, slide):
     with pytest.raises(InputError, match=r"no project has the image two\.png"):
-        predict_targets(ColourNetwork(), [project], entries=["two.png"])
+        predict_targets(ColourNetwork(), [project], selection=Selection(["two.png"]))
     Image.fromarray(np.zeros((100, 100, 3), np.uint8)).save(slide)
     _, failed = predict_targets(ColourNetwork(), [project])
     assert "500 x 500" in failed[0] and "100 x 100" in failed[0]

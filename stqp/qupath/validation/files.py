@@ -50,7 +50,8 @@ def check_folders(folder: Path, file: Path, names: dict[int, str], findings: Fin
     homes = {name.lower() for name in folder_names(names.items()).values()}
     root = folder / STQP_FOLDER
     for place in sorted(root.iterdir()) if root.is_dir() else ():
-        if place.is_dir() and place.name.lower() not in homes and not (folder / PENDING_NAME).exists():
+        hidden = place.name.startswith(".")  # how far a run is
+        if place.is_dir() and not hidden and place.name.lower() not in homes and not (folder / PENDING_NAME).exists():
             findings.about(f"{STQP_FOLDER}/{place.name}")
             findings.note("stqp-orphan", "What stqp noted here is of no image of the project.", "Delete the folder.")
     left = [p for p in (folder, folder / "classifiers", *numbered) for p in p.glob(".*") if _left_over(p)]

@@ -1,0 +1,293 @@
+"""Slides as tasks: one after the other here, or on the workers of a Dask scheduler."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from stqp.errors import EnvironmentProblem, InputError, StqpError, UsageError
+from stqp.inference.model import Predictor
+from stqp.inference.one import Progress, Settings, predict_one
+from stqp.inference.targets import Job
+
+logger = logging.getLogger(__name__)
+LOCAL, SLURM = "local", "slurm"
+
+# a network, or what makes one: a worker makes its own, once
+Model = Predictor | Callable[[], Predictor]
+Bar = Callable[[str], AbstractContextManager[Progress]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a slide.
+
+    Attributes
+    ----------
+    job : Job
+    result : dict or None
+        As `predict_one` gives it.
+    error : str or None
+        What went wrong.
+    """
+
+    job: Job
+    result: dict[str, Any] | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """Where the slides are predicted.
+
+    Attributes
+    ----------
+    kind : str
+        "local" for a cluster of processes on this machine, "slurm", or the address of a running Dask scheduler.
+    workers : int or None
+        For "local" and "slurm"; a GPU each, or a quarter of the processors each, when None.
+    options : dict
+        Arguments of `dask_jobqueue.SLURMCluster`, over those of its configuration file.
+    """
+
+    kind: str
+    workers: int | None = None
+    options: Mapping[str, str | int] | None = None
+
+
+def as_predictor(model: Model) -> Predictor:
+    """Make the network, unless it is made."""
+    return model() if callable(model) else model
+
+
+def run_here(jobs: Sequence[Job], model: Model, settings: Settings, mark: str, bar: Bar | None) -> Iterator[Outcome]:
+    """Predict slides one after the other; one that fails does not stop the others.
+
+    Raises
+    ------
+    EnvironmentProblem
+        When the machine lacks something, for which the next slide would fail too.
+    """
+    predictor = as_predictor(model)
+    for job in jobs:
+        with bar(job.name) if bar else nullcontext() as shown:
+            outcome = _attempt(job, predictor, settings, mark, shown)
+        yield outcome
+
+
+def _attempt(job: Job, predictor: Predictor, settings: Settings, mark: str, shown: Progress | None) -> Outcome:
+    status = job.status
+
+    def progress(done: int, total: int) -> None:
+        status.running(done, total)
+        if shown is not None:
+            shown(done, total)
+
+    status.running(0, 0)
+    try:
+        result = predict_one(job, predictor, settings, progress)
+    except InputError as error:
+        status.failed(str(error))
+        return Outcome(job, error=str(error))
+    except OSError as error:
+        import errno
+
+        status.failed(str(error))
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise EnvironmentProblem(f"the disk is full ({error.filename or job.home})") from error
+        return Outcome(job, error=str(error))
+    except KeyboardInterrupt:
+        status.stopped()
+        raise
+    except BaseException as error:
+        status.failed(str(error) or type(error).__name__)
+        raise
+    status.done(result, settings.fingerprint(mark, job))
+    return Outcome(job, result)
+
+
+def run_on(
+    scheduler: Scheduler, jobs: Sequence[Job], model: Model, settings: Settings, mark: str, shown: Progress | None
+) -> Iterator[Outcome]:
+    """Predict slides as tasks of a Dask scheduler, one a task, in the order in which they end.
+
+    Parameters
+    ----------
+    scheduler
+        Where.
+    jobs, model, settings, mark
+        As `run_here`; the paths must mean the same on the workers.
+    shown
+        Called with the slides done and their number.
+
+    Raises
+    ------
+    EnvironmentProblem
+        When the scheduler cannot be reached, or a worker's machine lacks something.
+    """
+    from distributed import as_completed
+
+    with _client(scheduler) as client:
+        tasks = [client.submit(_task, job, model, settings, mark, pure=False, retries=0) for job in jobs]
+        of_key = {task.key: job for task, job in zip(tasks, jobs, strict=True)}
+        try:
+            for done, task in enumerate(as_completed(tasks), start=1):
+                job = of_key[task.key]
+                if task.status == "error":
+                    yield _lost(job, task.exception())
+                else:
+                    yield _told(job, task.result())
+                if shown is not None:
+                    shown(done, len(jobs))
+        finally:
+            client.cancel(tasks)
+
+
+def _lost(job: Job, error: BaseException) -> Outcome:
+    """A worker that died, as the out-of-memory killer has it."""
+    sentence = f"the worker that had the slide is gone ({error}); it may have run out of memory"
+    job.status.failed(sentence)
+    return Outcome(job, error=sentence)
+
+
+def _told(job: Job, answer: dict[str, Any]) -> Outcome:
+    kind = answer.get("kind")
+    if kind == "environment":
+        raise EnvironmentProblem(f"{job.name}: {answer['error']}")
+    if kind == "usage":
+        raise UsageError(answer["error"])
+    if kind == "bug":
+        raise RuntimeError(f"a worker failed at {job.name}:\n{answer['error']}")
+    return Outcome(job, answer.get("result"), answer.get("error"))
+
+
+def _task(job: Job, model: Model, settings: Settings, mark: str) -> dict[str, Any]:
+    """Predict one slide on a worker; errors come back as text, so that any class of them travels."""
+    try:
+        outcome = _attempt(job, _kept(model), settings, mark, None)
+    except EnvironmentProblem as error:
+        return {"kind": "environment", "error": str(error)}
+    except StqpError as error:
+        return {"kind": "usage", "error": str(error)}
+    except Exception:
+        return {"kind": "bug", "error": traceback.format_exc()}
+    return {"result": outcome.result, "error": outcome.error}
+
+
+_models: dict[bytes, Predictor] = {}
+
+
+def _kept(model: Model) -> Predictor:
+    """Network of this worker, made at its first slide."""
+    if not callable(model):
+        return model
+    import pickle
+
+    key = pickle.dumps(model)
+    if key not in _models:
+        _models.clear()
+        _models[key] = as_predictor(model)
+    return _models[key]
+
+
+@contextlib.contextmanager
+def _client(scheduler: Scheduler) -> Iterator[Any]:
+    """Connect to the scheduler; a cluster that is made here ends with the block."""
+    from distributed import Client
+
+    if scheduler.kind in (LOCAL, SLURM):
+        with (_local if scheduler.kind == LOCAL else _slurm)(scheduler) as cluster, Client(cluster) as client:
+            if scheduler.kind == LOCAL:
+                threads = max(1, (os.cpu_count() or 1) // max(1, len(cluster.workers)))
+                client.register_plugin(_share(_gpus(), threads))
+            yield client
+        return
+    try:
+        client = Client(scheduler.kind, timeout="15s")
+    except (OSError, ValueError, TypeError) as error:
+        raise EnvironmentProblem(
+            f"no Dask scheduler answers at {scheduler.kind} ({error}); expected local, slurm, or an address as in "
+            "tcp://host:8786"
+        ) from error
+    with client:
+        yield client
+
+
+def _local(scheduler: Scheduler) -> Any:
+    from distributed import LocalCluster
+
+    gpus = _gpus()
+    processors = os.cpu_count() or 1
+    workers = scheduler.workers or len(gpus) or max(1, processors // 4)
+    return LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address=None,
+        memory_limit=0,
+        silence_logs=logging.CRITICAL,
+    )
+
+
+def _share(gpus: Sequence[str], threads: int) -> Any:
+    """What a worker of this machine may use: one GPU, or its part of the processors."""
+    from distributed import WorkerPlugin
+
+    class Share(WorkerPlugin):
+        """Sets the environment before torch is imported."""
+
+        name = "stqp-share"
+
+        def setup(self, worker: Any) -> None:
+            os.environ["OMP_NUM_THREADS"] = str(threads)  # Dask has set 1
+            if gpus:
+                os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(worker.name) % len(gpus)]
+
+    return Share()
+
+
+def _gpus() -> list[str]:
+    """CUDA devices of this machine, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    number = torch.cuda.device_count()
+    return [v for v in visible.split(",") if v][:number] if visible else [str(i) for i in range(number)]
+
+
+def _slurm(scheduler: Scheduler) -> Any:
+    try:
+        from dask_jobqueue import SLURMCluster
+    except ImportError as error:
+        raise EnvironmentProblem(
+            "the scheduler slurm needs dask-jobqueue, which is not installed; pip install 'stqp[slurm]'"
+        ) from error
+    try:
+        cluster = SLURMCluster(**{"cores": 1, "processes": 1, "memory": "16GiB", **(scheduler.options or {})})
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"dask-jobqueue does not take the options of --slurm ({error})") from error
+    cluster.scale(jobs=scheduler.workers or 1)
+    return cluster
+
+
+def mark_of(model: Model) -> str:
+    """Text that is another one for another network."""
+    if not callable(model):
+        return f"{model.name} {model.mpp} {model.input_size} {[*model.classes]}"
+    parts = [repr(model)]
+    if isinstance(model, functools.partial):
+        parts = [repr(a) for a in (*model.args, *model.keywords.values())]
+        for argument in model.args:
+            with contextlib.suppress(OSError, TypeError, ValueError):
+                path = os.fspath(argument)
+                for place in (path, os.path.join(path, "model.pth")):  # noqa: PTH118
+                    stat = os.stat(place)  # noqa: PTH116
+                    parts.append(f"{stat.st_size} {stat.st_mtime}")
+    return " ".join(parts)
