@@ -40,17 +40,12 @@ stqp status shows how far a run is.
 
 
 @click.command(epilog=EPILOG)
-<<<<<<< HEAD
 @click.argument("model", type=PATH)
-@click.argument("targets", nargs=-1, required=True, type=PATH, metavar="TARGET...")
+@click.argument("targets", nargs=-1, metavar="[TARGET]...")
 @click.option("--classes", metavar="A,B,...", callback=names_of,
               help="Names of the classes 1, 2, ..., for weights that come without.")  # fmt: skip
-=======
-@click.argument("run", type=PATH)
-@click.argument("targets", nargs=-1, metavar="[TARGET]...")
 @click.option("--manifest", type=PATH, metavar="FILE",
               help="csv or toml of slides: slide, project, entry, name, mpp; others are metadata.")  # fmt: skip
->>>>>>> 72c9296 (Predictions of many slides: chosen, measured, written as tables, stores, overlays and cells, and looked at while they run)
 @click.option("--project", type=PATH, help="Project for slides that are in none; made, or added to.")
 @click.option("--recursive", is_flag=True, help="Look into folders of folders too.")
 @click.option("--entry", "entries", multiple=True, metavar="NAME",
@@ -59,7 +54,7 @@ stqp status shows how far a run is.
               help="Only images of the projects with this in their metadata. Repeatable.")  # fmt: skip
 @click.option("--tag", "tags", multiple=True, help="Only images of the projects with this tag. Repeatable.")
 @click.option("--device", default="auto", show_default=True, metavar="[auto|cuda|mps|cpu]",
-              help="auto picks CUDA, then MPS, then CPU.")  # fmt: skip
+              help="auto picks CUDA (all GPUs), then MPS, then CPU; cuda:0,cuda:2 are two GPUs.")  # fmt: skip
 @click.option(
     "--batch-size", type=click.IntRange(1), metavar="N", help="Windows at a time. Default 8 on a GPU, else 2."
 )
@@ -68,6 +63,8 @@ stqp status shows how far a run is.
 @click.option("--mpp", type=click.FloatRange(0, min_open=True), metavar="UM",
               help="µm per px of the slides, in place of what they say.")  # fmt: skip
 @click.option("--tissue/--no-tissue", default=True, show_default=True, help="Skip glass.")
+@click.option("--within", metavar="NAME",
+              help="Look only in the annotations of this class or name, of images of projects.")  # fmt: skip
 @click.option("--held-out", is_flag=True, help="Look only where the run held out.")
 @click.option("--engine", type=click.Choice(["stqp", "tiatoolbox"]), default="stqp", show_default=True,
               help="tiatoolbox runs the same network in TIAToolbox's engine, for comparison.")  # fmt: skip
@@ -89,19 +86,15 @@ stqp status shows how far a run is.
 @click.option("--slurm", multiple=True, metavar="KEY=VALUE",
               help="Argument of dask_jobqueue.SLURMCluster, as in queue=gpu. Repeatable.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Leave out slides that were done with the same model and options.")
+@click.option("--fresh", is_flag=True, help="Do not go on with a slide where an earlier run was interrupted.")
 @backend_option
 @json_option
 @verbose_option
 def command(
-<<<<<<< HEAD
     model: Path,
-    targets: tuple[Path, ...],
-    classes: list[str] | None,
-=======
-    run: Path,
     targets: tuple[str, ...],
+    classes: list[str] | None,
     manifest: Path | None,
->>>>>>> 72c9296 (Predictions of many slides: chosen, measured, written as tables, stores, overlays and cells, and looked at while they run)
     project: Path | None,
     recursive: bool,
     entries: tuple[str, ...],
@@ -112,6 +105,7 @@ def command(
     window: int | None,
     mpp: float | None,
     tissue: bool,
+    within: str | None,
     held_out: bool,
     engine: str,
     cell_expansion: float | None,
@@ -126,19 +120,15 @@ def command(
     workers: int | None,
     slurm: tuple[str, ...],
     resume: bool,
+    fresh: bool,
     backend: str,
     as_json: bool,
     verbose: bool,
 ) -> None:
-<<<<<<< HEAD
-    """Find and type nuclei on slides with the network of MODEL, into QuPath projects."""
-=======
-    """Find and type nuclei on slides with the network of RUN, into QuPath projects and files."""
+    """Find and type nuclei on slides with the network of MODEL, into QuPath projects and files."""
     asked: dict[str, Any] = {**locals()}
->>>>>>> 72c9296 (Predictions of many slides: chosen, measured, written as tables, stores, overlays and cells, and looked at while they run)
     set_up_logging(verbose)
-    from stqp.devices import pick_device
-    from stqp.inference.model import load_predictor
+    from stqp.devices import pick_devices
     from stqp.inference.one import Settings
     from stqp.inference.run import predict_targets
     from stqp.inference.scheduling import Scheduler
@@ -146,29 +136,20 @@ def command(
     from stqp.qupath.backends import check_backend
 
     check_backend(backend)
-<<<<<<< HEAD
-    device = pick_device(device)
-    record = RunRecord("predict", {
-        "model": model, "targets": [*targets], "classes": classes, "project": project, "entry": [*entries],
-        "device": device, "batch_size": batch_size, "window": window, "mpp": mpp, "tissue": tissue,
-        "held_out": held_out, "geojson": geojson, "maps": maps, "backend": backend,
-    })  # fmt: skip
-    predictor = load_predictor(model, device, window, classes)
-=======
     if scheduler is None and (workers or slurm):
         raise UsageError("--workers and --slurm need --scheduler")
     where_to = None if scheduler is None else Scheduler(scheduler, workers, _options(slurm))
-    # workers elsewhere have devices of their own
-    device = pick_device(device) if where_to is None else device
-    load = functools.partial(load_predictor, run, device, window)
->>>>>>> 72c9296 (Predictions of many slides: chosen, measured, written as tables, stores, overlays and cells, and looked at while they run)
+    if where_to is None:  # workers elsewhere have devices of their own
+        device = ",".join(pick_devices(device))
     record, failed = predict_targets(
-        load() if where_to is None else load,
+        functools.partial(_load, model, device, window, classes),
         targets,
         Settings(
             mpp=mpp,
             batch_size=batch_size or (2 if device == "cpu" else 8),
             tissue=tissue,
+            within=within,
+            fresh=fresh,
             engine=engine,
             cell_expansion=cell_expansion,
             stain=stain,
@@ -182,22 +163,11 @@ def command(
         ),
         manifest=manifest,
         project=project,
-<<<<<<< HEAD
-        entries=entries,
-        held_out=model if held_out else None,
-        mpp=mpp,
-        batch_size=batch_size or (2 if device == "cpu" else 8),
-        tissue=tissue,
-        geojson=geojson,
-        maps=maps,
-        backend=backend,
-=======
         selection=Selection.parse(entries, where, tags),
         recursive=recursive,
-        held_out=run if held_out else None,
+        held_out=model if held_out else None,
         resume=resume,
         scheduler=where_to,
->>>>>>> 72c9296 (Predictions of many slides: chosen, measured, written as tables, stores, overlays and cells, and looked at while they run)
         bar=lambda name: progress_bar(name, "step"),
         record=RunRecord("predict", {**asked, "device": device}),
     )
@@ -205,6 +175,14 @@ def command(
     report(record, as_json, *(f"written to {path}" for path in sorted(map(str, places))))
     if failed:
         raise InputError(f"{len(failed)} of the targets failed: " + "; ".join(failed))
+
+
+def _load(model: Path, device: str, window: int | None, classes: list[str] | None) -> list[Any]:
+    """Load the network, once for each device; a worker does it too."""
+    from stqp.devices import pick_devices
+    from stqp.inference.model import load_predictor
+
+    return [load_predictor(model, name, window, classes) for name in pick_devices(device)]
 
 
 def _options(texts: tuple[str, ...]) -> dict[str, str | int]:

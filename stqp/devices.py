@@ -47,3 +47,30 @@ def pick_device(name: str = "auto") -> str:
     if name == "mps" and not mps:
         raise EnvironmentProblem("the device 'mps' was asked for, but torch finds no Apple GPU; use --device auto")
     return name
+
+
+def pick_devices(names: str = "auto") -> list[str]:
+    """Names of the torch devices that share the work.
+
+    Parameters
+    ----------
+    names
+        As `pick_device`, several with commas between them; ``auto`` means every CUDA GPU where there is one.
+
+    Raises
+    ------
+    EnvironmentProblem
+        When one of them is not there.
+    UsageError
+        When a name is none of a device, or comes twice.
+    """
+    listed = [name.strip() for name in names.split(",")]
+    devices = [pick_device(name) for name in listed]
+    if len(set(devices)) < len(devices):
+        raise UsageError(f"expected different devices, found {names!r}")
+    if listed == ["auto"] and devices == ["cuda"]:
+        import torch
+
+        number = torch.cuda.device_count()
+        return [f"cuda:{i}" for i in range(number)] if number > 1 else devices
+    return devices

@@ -73,3 +73,18 @@ class ColourNetwork:
         tp = np.eye(len(self.classes) + 1, dtype=np.float32)[types] * 0.8 + 0.2 / (len(self.classes) + 1)
         hv = (crop[..., 1:] - 127) / 127 * (types > 0)[..., None]
         return {"np": (types > 0).astype(np.float32), "hv": hv, "tp": tp}
+
+    def tiatoolbox_network(self) -> object:
+        """The same for TIAToolbox's engine, which wants probabilities of nucleus, distances, and class numbers."""
+        from tiatoolbox.models.architecture.hovernet import HoVerNet
+
+        predictor = self
+
+        class Colours(HoVerNet):
+            @staticmethod
+            def infer_batch(_model: object, batch: object, *, device: str = "cpu") -> tuple[NDArray[np.float32], ...]:
+                maps = predictor.predict(np.asarray(batch).astype(np.uint8))
+                kinds = maps["tp"].argmax(axis=-1)[..., None].astype(np.float32)
+                return maps["np"][..., None], maps["hv"], kinds
+
+        return Colours(num_types=len(self.classes) + 1, mode="fast")

@@ -66,6 +66,7 @@ def predict_slide(
     margin: int = tiles.MARGIN,
     folder: Path | None = None,
     fresh: bool = False,
+    keep: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Detections:
@@ -99,6 +100,8 @@ def predict_slide(
         still needed, ``5 + classes + 1`` bytes a pixel, and the nuclei found so far.
     fresh
         Start anew where a folder has something of an earlier run.
+    keep
+        Leave the folder: the caller takes it away once what was found is written.
     workers
         Threads that post-process; as many as there are cores, up to eight, when None.
     progress
@@ -126,7 +129,7 @@ def predict_slide(
     tiling = tiles.make_tiling(grid.width, grid.height, tile, margin)
     n_types = len(one.classes) + 1
     fingerprint = _fingerprint(slide, one, grid, cells, [mpp, batch_size, tile, margin]) if folder else {}
-    with Journal(folder, fingerprint, fresh) as journal:
+    with Journal(folder, fingerprint, fresh, keep) as journal:
         if journal.differs:
             logger.warning("what an earlier run left of %s is not used: its %s differs",
                            slide.path.name, " and ".join(journal.differs))  # fmt: skip

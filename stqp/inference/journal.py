@@ -45,6 +45,8 @@ class Journal:
         What must be the same to go on: the model, the slide, the options, the code.
     fresh
         Whether to start anew in any case.
+    keep
+        Leave a lasting folder also at an end without an error.
 
     Attributes
     ----------
@@ -54,8 +56,10 @@ class Journal:
         Names in the fingerprint that are not those of the journal that was found, which was therefore thrown away.
     """
 
-    def __init__(self, folder: Path | None, fingerprint: Mapping[str, Any], fresh: bool = False):
-        self.lasting = folder is not None
+    def __init__(
+        self, folder: Path | None, fingerprint: Mapping[str, Any], fresh: bool = False, keep: bool = False
+    ):
+        self.lasting, self._keep = folder is not None, keep
         self.folder = folder or Path(tempfile.mkdtemp(prefix="stqp-"))
         self.records: list[tuple[bytes, int, int]] = []
         self.differs: list[str] = []
@@ -95,7 +99,7 @@ class Journal:
         self._file.close()
         if self._lock is not None:
             self._lock.release()
-        if kind is None or not self.lasting:
+        if (kind is None and not self._keep) or not self.lasting:
             shutil.rmtree(self.folder, ignore_errors=True)
             if self.lasting:
                 _remove_if_empty(self.folder.parent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from stqp.devices import OutOfDeviceMemory, pick_device
 from stqp.errors import UsageError
+from stqp.taxonomy import RGB
 
 Maps = dict[str, NDArray[np.float32]]
 
@@ -66,11 +67,15 @@ class TorchPredictor:
         input_size: int,
         output_size: int,
         device: str,
+        colors: Mapping[str, RGB] | None = None,
+        origin: tuple[str | Path, Sequence[str] | None] | None = None,
     ):
         self.network, self.device = network.to(device).eval(), device
         self.name, self.mpp = name, mpp
         self.classes: Sequence[str] = [*classes]
         self.input_size, self.output_size = input_size, output_size
+        self.colors = dict(colors or {})
+        self.origin = origin  # what `load_predictor` was asked for
 
     def predict(self, batch: NDArray[np.uint8]) -> Maps:
         """As `Predictor.predict`; mixed precision on CUDA."""
@@ -98,6 +103,20 @@ class TorchPredictor:
                 f"{self.output_size}; choose another --window"
             )
         return {key: value.cpu().numpy() for key, value in result.items()}
+
+    def tiatoolbox_network(self) -> Any:
+        """Load the network anew, as TIAToolbox's engine runs it.
+
+        Raises
+        ------
+        UsageError
+            When it did not come from `load_predictor`.
+        """
+        from stqp.training.checkpoints import load_network, read_checkpoint
+
+        if self.origin is None:
+            raise UsageError(f"the model {self.name} came from no file that TIAToolbox's engine could load")
+        return load_network(read_checkpoint(*self.origin), tiatoolbox=True)
 
 
 def load_predictor(
@@ -154,6 +173,8 @@ def load_predictor(
         input_size=side,
         output_size=side - margin,
         device=device,
+        colors=(checkpoint.manifest or {}).get("colors"),
+        origin=(model, classes),
     )
 
 

@@ -6,8 +6,9 @@ import functools
 import hashlib
 import json
 import logging
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,14 @@ from stqp.inference.maps import map_stem, write_map
 from stqp.inference.model import Predictor
 from stqp.inference.table import write_table
 from stqp.inference.targets import Job
+from stqp.inference.where import Where
 from stqp.inference.writing import source_of, to_objects, write_detections
 from stqp.locking import FolderBusy
+from stqp.polygons import Polygons
 from stqp.pixels import pixel_means
 from stqp.qupath.backends import DEFAULT_BACKEND, open_project
 from stqp.qupath.geojson import write_geojson
-from stqp.qupath.objects import PathObjects
+from stqp.qupath.objects import ObjectKind, PathObjects
 from stqp.qupath.project import QuPathProject
 from stqp.record import RunRecord
 from stqp.slides import RGBImage, Slide, open_slide
@@ -58,6 +61,12 @@ class Settings:
         Windows at a time.
     tissue : bool
         Skip what has no tissue.
+    within : str or None
+        Look only in the annotations of this class or name, of images of projects; without regard to tissue.
+    workers : int or None
+        Threads that post-process; as many as there are cores, up to eight, when None.
+    fresh : bool
+        Do not go on where an earlier run ended.
     engine : {"stqp", "tiatoolbox"}
     cell_expansion : float or None
         Write cells: µm that a nucleus grows, until it meets another.
@@ -78,6 +87,9 @@ class Settings:
     mpp: float | None = None
     batch_size: int = 4
     tissue: bool = True
+    within: str | None = None
+    workers: int | None = None
+    fresh: bool = False
     engine: str = "stqp"
     cell_expansion: float | None = None
     stain: bool = True
@@ -96,20 +108,23 @@ class Settings:
 
     def fingerprint(self, model: str, job: Job) -> str:
         """Text that is another one where the result could be."""
-        asked = {**asdict(self), "batch_size": None, "backend": None, "model": model}
+        asked = {**asdict(self), "batch_size": None, "backend": None, "workers": None, "fresh": None}
+        asked["model"] = model
         asked |= {"project": job.project, "entry": job.entry, "mpp": job.mpp, "boxes": job.boxes}
         return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def predict_one(job: Job, predictor: Predictor, settings: Settings, progress: Progress | None = None) -> dict[str, Any]:
+def predict_one(
+    job: Job, predictors: Sequence[Predictor], settings: Settings, progress: Progress | None = None
+) -> dict[str, Any]:
     """Predict a slide and write what was found.
 
     Parameters
     ----------
     job
         The slide.
-    predictor
-        The network.
+    predictors
+        The network, once for each device.
     settings
         How, and what to write.
     progress
@@ -132,7 +147,8 @@ def predict_one(job: Job, predictor: Predictor, settings: Settings, progress: Pr
             f"the project {job.project} names an image file that is not there"
             f"{'' if job.slide is None else f' ({job.slide})'}; stqp project relink finds images that moved"
         )
-    began = time.time()
+    predictor, began = predictors[0], time.time()
+    where = Where(settings.tissue and settings.within is None, job.boxes, _drawn(job, settings.within))
     one = RunRecord("predict", {
         "image": job.name, "model": predictor.name, "window": predictor.input_size, "boxes": job.boxes,
         **asdict(settings),
@@ -145,7 +161,7 @@ def predict_one(job: Job, predictor: Predictor, settings: Settings, progress: Pr
                 f"{slide.width} x {slide.height}"
             )
         slide_mpp(slide)
-        found = _found(job, slide, predictor, settings, progress)
+        found = _found(job, slide, predictors, where, settings, progress)
         if settings.stain and len(found):
             found, stains = with_haematoxylin(found, slide)
             one.results["stains"] = asdict(stains)
@@ -157,7 +173,7 @@ def predict_one(job: Job, predictor: Predictor, settings: Settings, progress: Pr
         counts = {**found.counts}
         colors = colors_of(predictor)
         if job.project is not None:
-            objects, folder, written = _into_project(job, slide, found, predictor.name, colors, settings, one)
+            objects, folder, written = _into_project(job, slide, found, where, predictor.name, colors, settings, one)
             counts |= written
             stem = f"predict-{map_stem(predictor.name)}"
         else:
@@ -170,6 +186,7 @@ def predict_one(job: Job, predictor: Predictor, settings: Settings, progress: Pr
         classes = class_counts(found)
         one.results.update(source=source_of(predictor.name), classes=classes, mpp=found.mpp, files=files)
         one.write(folder / f"{stem}.json")
+        shutil.rmtree(job.unfinished, ignore_errors=True)  # not before all is written
     return {
         "image": job.name,
         "slide": str(job.slide),
@@ -183,13 +200,50 @@ def predict_one(job: Job, predictor: Predictor, settings: Settings, progress: Pr
     }
 
 
-def _found(job: Job, slide: Slide, predictor: Predictor, settings: Settings, progress: Progress | None) -> Detections:
+def _drawn(job: Job, within: str | None) -> Polygons | None:
+    """Annotations in which nuclei are looked for."""
+    if within is None:
+        return None
+    if job.project is None or job.entry is None:
+        raise InputError(f"nuclei are to be looked for in annotations ({within}), but the slide is in no project")
+    with open_project(job.project, "r") as project:
+        objects = project.entry(job.entry).read_objects()
+    names = [
+        within in (name, None if kind is None else kind.removesuffix("*"), kind)
+        for name, kind in zip(objects.names.tolist(), objects.classes.tolist(), strict=True)
+    ]
+    drawn = np.array(names, bool) & (objects.kind == ObjectKind.ANNOTATION)
+    drawn &= np.diff(objects.polygons.geom_offsets) > 0
+    if not drawn.any():
+        raise InputError(f"the image has no annotation of the class or name {within!r} with an area")
+    return objects.polygons.take(drawn)
+
+
+def _found(
+    job: Job,
+    slide: Slide,
+    predictors: Sequence[Predictor],
+    where: Where,
+    settings: Settings,
+    progress: Progress | None,
+) -> Detections:
     if settings.engine == "tiatoolbox":
         from stqp.inference.tiatoolbox_engine import predict_with_tiatoolbox
 
-        return predict_with_tiatoolbox(slide, predictor, batch_size=settings.batch_size, boxes=job.boxes)
+        found = predict_with_tiatoolbox(slide, predictors[0], batch_size=settings.batch_size, tissue=where.tissue)
+        return found if where.everywhere else found.take(where.holds(found.polygons.centroid()))
     return predict_slide(
-        slide, predictor, batch_size=settings.batch_size, tissue=settings.tissue, boxes=job.boxes, progress=progress
+        slide,
+        predictors,
+        batch_size=settings.batch_size,
+        tissue=where.tissue,
+        boxes=where.boxes,
+        within=where.within,
+        folder=job.unfinished,
+        fresh=settings.fresh,
+        keep=True,
+        workers=settings.workers,
+        progress=progress,
     )
 
 
@@ -249,6 +303,7 @@ def _into_project(
     job: Job,
     slide: Slide,
     found: Detections,
+    where: Where,
     run_name: str,
     colors: Mapping[str, RGB],
     settings: Settings,
@@ -264,7 +319,7 @@ def _into_project(
             )
         else:
             entry = project.entry(job.entry)
-        objects, counts = write_detections(entry, found, run_name, job.boxes, colors)
+        objects, counts = write_detections(entry, found, run_name, None if where.everywhere else where, colors)
         strange = [name for name in found.classes if name not in present]
         if present and strange:
             one.warn(

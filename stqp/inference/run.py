@@ -13,7 +13,7 @@ from typing import Any
 from stqp.errors import InputError, StqpError, UsageError
 from stqp.inference.held_out import held_out_boxes
 from stqp.inference.one import ENGINES, Settings, open_when_free
-from stqp.inference.scheduling import Bar, Model, Outcome, Scheduler, mark_of, run_here, run_on
+from stqp.inference.scheduling import Bar, Model, Outcome, Scheduler, as_predictors, mark_of, run_here, run_on
 from stqp.inference.targets import Job, Selection, plan, project_folder
 from stqp.qupath.backends import DEFAULT_BACKEND, check_backend
 from stqp.qupath.folders import STQP_FOLDER
@@ -87,6 +87,9 @@ def predict_targets(
     _check(settings)
     record = record or RunRecord("predict", {"targets": [*targets]})
     project = None if project is None else project_folder(project)
+    mark = mark_of(model)
+    if scheduler is None:  # a model that is none is said before anything is made
+        model = as_predictors(model)
     failed: list[str] = []
     jobs: list[Job] = []
     if targets:
@@ -99,7 +102,6 @@ def predict_targets(
         raise UsageError("there is nothing to predict; name slides, folders or projects, or a --manifest")
     if held_out is not None:
         jobs = _held_out(jobs, held_out, record)
-    mark = mark_of(model)
     if resume:
         left = [job for job in jobs if not job.status.is_done(settings.fingerprint(mark, job))]
         record.skip("slides that were done before", len(jobs) - len(left))
@@ -141,7 +143,7 @@ def _outcomes(
     if not jobs:
         return []
     if scheduler is None:
-        return run_here(jobs, model, settings, mark, bar)
+        return run_here(jobs, as_predictors(model), settings, mark, bar)
     return _with_one_bar(scheduler, jobs, model, settings, mark, bar)
 
 

@@ -9,7 +9,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stqp.errors import EnvironmentProblem, InputError, StqpError, UsageError
@@ -20,8 +20,9 @@ from stqp.inference.targets import Job
 logger = logging.getLogger(__name__)
 LOCAL, SLURM = "local", "slurm"
 
-# a network, or what makes one: a worker makes its own, once
-Model = Predictor | Callable[[], Predictor]
+Replicas = Predictor | Sequence[Predictor]
+# a network (or several of it, one a device), or what makes it: a worker makes its own, once
+Model = Replicas | Callable[[], Replicas]
 Bar = Callable[[str], AbstractContextManager[Progress]]
 
 
@@ -62,12 +63,15 @@ class Scheduler:
     options: Mapping[str, str | int] | None = None
 
 
-def as_predictor(model: Model) -> Predictor:
-    """Make the network, unless it is made."""
-    return model() if callable(model) else model
+def as_predictors(model: Model) -> Sequence[Predictor]:
+    """Make the network, unless it is made; one for each device."""
+    made = model() if callable(model) else model
+    return made if isinstance(made, Sequence) else [made]
 
 
-def run_here(jobs: Sequence[Job], model: Model, settings: Settings, mark: str, bar: Bar | None) -> Iterator[Outcome]:
+def run_here(
+    jobs: Sequence[Job], predictors: Sequence[Predictor], settings: Settings, mark: str, bar: Bar | None
+) -> Iterator[Outcome]:
     """Predict slides one after the other; one that fails does not stop the others.
 
     Raises
@@ -75,14 +79,15 @@ def run_here(jobs: Sequence[Job], model: Model, settings: Settings, mark: str, b
     EnvironmentProblem
         When the machine lacks something, for which the next slide would fail too.
     """
-    predictor = as_predictor(model)
     for job in jobs:
         with bar(job.name) if bar else nullcontext() as shown:
-            outcome = _attempt(job, predictor, settings, mark, shown)
+            outcome = _attempt(job, predictors, settings, mark, shown)
         yield outcome
 
 
-def _attempt(job: Job, predictor: Predictor, settings: Settings, mark: str, shown: Progress | None) -> Outcome:
+def _attempt(
+    job: Job, predictors: Sequence[Predictor], settings: Settings, mark: str, shown: Progress | None
+) -> Outcome:
     status = job.status
 
     def progress(done: int, total: int) -> None:
@@ -92,7 +97,7 @@ def _attempt(job: Job, predictor: Predictor, settings: Settings, mark: str, show
 
     status.running(0, 0)
     try:
-        result = predict_one(job, predictor, settings, progress)
+        result = predict_one(job, predictors, settings, progress)
     except InputError as error:
         status.failed(str(error))
         return Outcome(job, error=str(error))
@@ -170,6 +175,8 @@ def _told(job: Job, answer: dict[str, Any]) -> Outcome:
 
 def _task(job: Job, model: Model, settings: Settings, mark: str) -> dict[str, Any]:
     """Predict one slide on a worker; errors come back as text, so that any class of them travels."""
+    if settings.workers is None and (share := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
+        settings = replace(settings, workers=int(share))
     try:
         outcome = _attempt(job, _kept(model), settings, mark, None)
     except EnvironmentProblem as error:
@@ -181,19 +188,19 @@ def _task(job: Job, model: Model, settings: Settings, mark: str) -> dict[str, An
     return {"result": outcome.result, "error": outcome.error}
 
 
-_models: dict[bytes, Predictor] = {}
+_models: dict[bytes, Sequence[Predictor]] = {}
 
 
-def _kept(model: Model) -> Predictor:
+def _kept(model: Model) -> Sequence[Predictor]:
     """Network of this worker, made at its first slide."""
     if not callable(model):
-        return model
+        return as_predictors(model)
     import pickle
 
     key = pickle.dumps(model)
     if key not in _models:
         _models.clear()
-        _models[key] = as_predictor(model)
+        _models[key] = as_predictors(model)
     return _models[key]
 
 
@@ -280,7 +287,8 @@ def _slurm(scheduler: Scheduler) -> Any:
 def mark_of(model: Model) -> str:
     """Text that is another one for another network."""
     if not callable(model):
-        return f"{model.name} {model.mpp} {model.input_size} {[*model.classes]}"
+        one = as_predictors(model)[0]
+        return f"{one.name} {one.mpp} {one.input_size} {[*one.classes]}"
     parts = [repr(model)]
     if isinstance(model, functools.partial):
         parts = [repr(a) for a in (*model.args, *model.keywords.values())]

@@ -59,6 +59,11 @@ class Job:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def unfinished(self) -> Path:
+        """Folder for what is finished of it, so that a run that was killed goes on."""
+        return self.home / STATUS_FOLDER / f"{self.stem}.unfinished"
+
+    @property
     def status(self) -> Status:
         """The file that tells how far it is."""
         return Status(self.home / STATUS_FOLDER / f"{self.stem}.json", self.name, self.slide)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stqp.inference.detections import Detections, in_boxes
+from stqp.inference.detections import Detections
+from stqp.inference.where import Where
 from stqp.qupath.entry import ProjectEntry
 from stqp.qupath.objects import ObjectKind, PathObjects
 from stqp.qupath.ownership import object_uuids, owned, settled, stamp
@@ -55,7 +56,7 @@ def write_detections(
     entry: ProjectEntry,
     found: Detections,
     run_name: str,
-    boxes: Sequence[Sequence[float]] | None = None,
+    where: Where | None = None,
     colors: Mapping[str, RGB] | None = None,
 ) -> tuple[PathObjects, dict[str, int]]:
     """Put detections into an image of a project in place of what the same run wrote there before.
@@ -71,8 +72,8 @@ def write_detections(
         The nuclei.
     run_name
         Name of the training run.
-    boxes
-        Where was looked, in full-resolution px; the run's earlier detections elsewhere stay. All when None.
+    where
+        Where was looked; the run's earlier detections elsewhere stay. Everywhere when None.
     colors
         Of the classes; those that the project has already keep its colours.
 
@@ -87,8 +88,8 @@ def write_detections(
     present = entry.read_objects()
     mine = owned(present, source)
     kept = mine & settled(present)
-    if boxes is not None:
-        kept |= mine & ~in_boxes(present.polygons.centroid(), boxes)
+    if where is not None:
+        kept |= mine & ~where.holds(present.polygons.centroid())
     drop = mine & ~kept
     objects = to_objects(found, entry.name, run_name, colors)
     fresh = ~_inside_any(found.polygons.centroid(), present.take(kept))
