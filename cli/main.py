@@ -16,6 +16,7 @@ COMMANDS = {
     "train": ("train", "Train a HoVer-Net from the typed nuclei of QuPath projects."),
     "predict": ("predict", "Find and type nuclei on slides, into QuPath projects."),
     "status": ("status", "Show how far a prediction of many slides is."),
+    "compare": ("compare", "Show where two predictions of a slide differ."),
     "evaluate": ("evaluate", "Score predicted nuclei against the truth."),
     "scripts": ("scripts", "List stqp's scripts for QuPath, and put them into a project."),
     "project": ("project", "Look at QuPath projects, check, change and merge them."),

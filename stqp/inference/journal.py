@@ -56,9 +56,7 @@ class Journal:
         Names in the fingerprint that are not those of the journal that was found, which was therefore thrown away.
     """
 
-    def __init__(
-        self, folder: Path | None, fingerprint: Mapping[str, Any], fresh: bool = False, keep: bool = False
-    ):
+    def __init__(self, folder: Path | None, fingerprint: Mapping[str, Any], fresh: bool = False, keep: bool = False):
         self.lasting, self._keep = folder is not None, keep
         self.folder = folder or Path(tempfile.mkdtemp(prefix="stqp-"))
         self.records: list[tuple[bytes, int, int]] = []

@@ -29,8 +29,8 @@ from stqp.inference.targets import Job
 from stqp.inference.where import Where
 from stqp.inference.writing import source_of, to_objects, write_detections
 from stqp.locking import FolderBusy
-from stqp.polygons import Polygons
 from stqp.pixels import pixel_means
+from stqp.polygons import Polygons
 from stqp.qupath.backends import DEFAULT_BACKEND, open_project
 from stqp.qupath.geojson import write_geojson
 from stqp.qupath.objects import ObjectKind, PathObjects

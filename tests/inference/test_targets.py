@@ -8,6 +8,7 @@ from stqp.inference.cohort import read_manifest
 from stqp.inference.one import Settings
 from stqp.inference.run import predict_targets
 from stqp.inference.targets import Selection, plan
+from stqp.polygons import Polygons
 from stqp.qupath.objects import PathObjects
 from stqp.qupath.project import QuPathProject
 from stqp.slides import open_slide
@@ -205,3 +206,20 @@ def test_slides_of_one_colour_or_without_tissue_give_no_nuclei(tmp_path):
             Blind(), [tmp_path], Settings(**{**vars(settings), "tissue": tissue}), project=tmp_path / "project"
         )
         assert not failed and record.counts["nuclei"] == 0 and record.counts["images predicted"] == 3
+
+
+def test_annotations_bound_where_is_looked(project):
+    with QuPathProject.open(project, "r+") as opened:
+        box = Polygons.from_rings([[20, 30], [150, 30], [150, 120], [20, 120]], [0, 4])
+        opened.entries[0].write_objects(PathObjects.build(box, classes="Region*", names=["hot spot"]))
+    predict_targets(ColourNetwork(), [project], selection=Selection(["case_0.png"]))
+    with QuPathProject.open(project, "r") as opened:
+        everywhere = opened.entries[0].read_objects()
+    for name in ("Region", "Region*", "hot spot"):
+        record, failed = predict_targets(ColourNetwork(), [project], Settings(within=name))
+        assert len(failed) == 2 and f"no annotation of the class or name {name!r}" in failed[0]
+        x, y = everywhere.polygons.centroid()[1:].T
+        inside = ((x > 20) & (x < 150) & (y > 30) & (y < 120)).sum()
+        assert 0 < record.counts["nuclei"] == inside < INST.max()
+    with QuPathProject.open(project, "r") as opened:  # what an earlier run found elsewhere stayed
+        assert sorted(opened.entries[0].read_objects().ids) == sorted(everywhere.ids)
