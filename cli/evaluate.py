@@ -1,172 +1,165 @@
 """`stqp evaluate`."""
 
 import json
-import math
-from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import click
-from stqp_cli.common import PATH, progress_bar, set_up_logging, verbose_option
+from stqp_cli.common import FILE, FOLDER, PATH, progress_bar, set_up_logging, verbose_option
 
-from stqp.errors import InputError, UsageError
+from stqp.errors import UsageError
 from stqp.record import RunRecord
 
 _KINDS = click.Choice(["auto", "annotations", "detections", "cells"])
-_ROWS = (
-    ("dice", "Dice of the foreground"),
-    ("aji", "AJI"),
-    ("aji_plus", "AJI+ (one-to-one)"),
-    ("dq", "DQ"),
-    ("sq", "SQ"),
-    ("pq", "PQ (bPQ, classes ignored)"),
-    ("mpq", "mPQ (pooled: mPQ+)"),
-    ("precision_d", "detection precision"),
-    ("recall_d", "detection recall"),
-    ("f_d", "F_d (detection, 3 µm)"),
-    ("f_c_mean", "mean F_c"),
-    ("type_f1_macro", "macro type-F1, paired nuclei"),
-    ("type_accuracy", "type accuracy, paired nuclei"),
-)
 EPILOG = """\b
 Examples:
-  stqp evaluate --true truth/ --pred maps/ --json scores.json
+  stqp evaluate --true truth/ --pred maps/ --html report.html
   stqp evaluate --true slide-project --pred slide-project --held-out runs/first
   stqp evaluate --true truth-project::slide.svs --pred other-project::slide.svs
+  stqp evaluate --true CoNSeP/Test --pred new=maps-a --pred old=maps-b --csv scores.csv
+  stqp evaluate --true PanNuke/fold3 --pred maps/ --by organ --baselines
 
-A folder of maps holds a .npy (instances) or .npz (inst, ids, types, classes) for each image. In a project the
-truth is the annotations, and the prediction is what stqp predict wrote. Scores are given as the mean over
-images and pooled over all nuclei.
+A and B are QuPath projects, folders of instance maps (npz, npy, mat, png, tif; CoNSeP's and Kumar's Labels,
+PanNuke's masks.npy), or tables of nuclei (GeoJSON, parquet, csv). In a project the truth is the annotations, and
+the prediction is what stqp predict wrote. Scores are given as the mean over images and pooled over all nuclei.
+Several --pred are compared with the first one, on the same images. docs/evaluation.md defines every score.
 """
 
 
 @click.command(epilog=EPILOG)
-@click.option("--true", "true", required=True, metavar="A", help="Folder of maps, PROJECT, or PROJECT::IMAGE.")
-@click.option("--pred", "pred", required=True, metavar="B", help="Folder of maps, PROJECT, or PROJECT::IMAGE.")
+@click.option("--true", "true", required=True, metavar="A", help="Project, PROJECT::IMAGE, folder of maps, or table.")
+@click.option("--pred", "pred", required=True, multiple=True, metavar="B",
+              help="As --true, or NAME=B; may be given several times, the first is compared with.")  # fmt: skip
 @click.option("--json", "json_file", type=click.Path(allow_dash=True), metavar="FILE",
               help="Write the scores as JSON; - for stdout.")  # fmt: skip
+@click.option("--csv", "csv_file", type=PATH, metavar="FILE", help="Write the scores as rows for a spreadsheet.")
+@click.option("--html", "html_file", type=PATH, metavar="FILE", help="Write a report with pictures, one file.")
 @click.option("--held-out", type=PATH, metavar="RUN",
               help="Score only what this training run held out.")  # fmt: skip
 @click.option("--mpp", type=click.FloatRange(0, min_open=True), metavar="UM",
-              help="µm per px of maps (default 0.25), or of images that do not say.")  # fmt: skip
+              help="µm per px of maps and tables (default 0.25), or of images that do not say.")  # fmt: skip
 @click.option(
     "--true-kind", type=_KINDS, default="auto", show_default=True, help="Objects of a project that are the truth."
 )
+@click.option("--true-class", metavar="CLASS",
+              help="Only objects of this class, or derived from it (CLASS: x), are the truth.")  # fmt: skip
 @click.option(
     "--pred-kind", type=_KINDS, default="auto", show_default=True, help="Objects of a project that are predicted."
 )
 @click.option("--model", metavar="NAME", help="Run whose predictions count, where a project has those of several.")
+@click.option("--class-map", type=FILE, metavar="CSV", help="Classes to score in place of those of either side.")
+@click.option("--metadata", type=FILE, metavar="CSV", help="Column image, and others such as organ.")
+@click.option("--by", "group_by", default="organ", show_default=True, metavar="KEY",
+              help="Metadata (of entries or of --metadata) that group images.")  # fmt: skip
+@click.option("--images", type=FOLDER, metavar="FOLDER", help="H&E of maps and tables, for the report.")
+@click.option("--allow-missing", is_flag=True, help="An image that B lacks has no predicted nuclei.")
+@click.option("--baselines", is_flag=True,
+              help="Score beside it: majority class, shuffled labels, watershed, PanNuke network.")  # fmt: skip
+@click.option("--blocks", "block_um", type=click.FloatRange(20), metavar="UM",
+              help="Resample spatial blocks of this side in place of images.")  # fmt: skip
+@click.option("--interval", type=click.Choice(["bca", "percentile"]), default="bca", show_default=True,
+              help="Kind of the 95 % intervals.")  # fmt: skip
 @click.option("--bootstrap", type=click.IntRange(0), default=1000, show_default=True,
-              help="Resamples of the images for 95 % intervals; 0 for none.")  # fmt: skip
+              help="Resamples for 95 % intervals; 0 for none.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Of resamples and permutations.")
+@click.option("--fields", type=click.IntRange(0), default=12, show_default=True, help="Fields drawn in the report.")
 @verbose_option
 def command(
     true: str,
-    pred: str,
+    pred: tuple[str, ...],
     json_file: str | None,
+    csv_file: Path | None,
+    html_file: Path | None,
     held_out: Path | None,
     mpp: float | None,
     true_kind: str,
+    true_class: str | None,
     pred_kind: str,
     model: str | None,
+    class_map: Path | None,
+    metadata: Path | None,
+    group_by: str,
+    images: Path | None,
+    allow_missing: bool,
+    baselines: bool,
+    block_um: float | None,
+    interval: str,
     bootstrap: int,
+    seed: int,
+    fields: int,
     verbose: bool,
 ) -> None:
-    """Score predicted nuclei against the truth.
-
-    A and B are both folders of instance maps with the same file names, or both QuPath projects.
-    """
+    """Score predicted nuclei against the truth."""
     set_up_logging(verbose)
-    from stqp.evaluation.entries import evaluate_entries, is_project_text
-    from stqp.evaluation.evaluate import MPP, evaluate_maps
+    from stqp.evaluation import baselines as simple
+    from stqp.evaluation.evaluate import evaluate
+    from stqp.evaluation.options import Options, Source, open_source
+    from stqp.evaluation.output import lines, write_csv
+    from stqp.evaluation.summary import summary
+    from stqp.files import without_nan, write_json
+    from stqp.taxonomy import read_class_map
 
-    for option, text in (("--true", true), ("--pred", pred)):
-        path = Path(text.partition("::")[0])
-        if not path.exists():
-            raise InputError(f"{option} names {path}, which does not exist")
-    projects = is_project_text(true), is_project_text(pred)
-    if projects[0] != projects[1]:
-        raise UsageError(
-            "--true and --pred must both be folders of maps, or both QuPath projects; one of each was given"
-        )
     record = RunRecord("evaluate", {
         "true": true, "pred": pred, "held_out": held_out, "mpp": mpp, "true_kind": true_kind,
-        "pred_kind": pred_kind, "model": model, "bootstrap": bootstrap,
+        "true_class": true_class, "pred_kind": pred_kind, "model": model, "class_map": class_map,
+        "metadata": metadata, "by": group_by, "images": images, "allow_missing": allow_missing,
+        "baselines": baselines, "blocks": block_um, "interval": interval, "bootstrap": bootstrap, "seed": seed,
     })  # fmt: skip
-    with progress_bar("scoring", "image") as progress:
-        if projects[0]:
-            result = evaluate_entries(
-                true, pred, true_kind=true_kind, pred_kind=pred_kind, model=model, held_out=held_out, mpp=mpp,
-                bootstrap=bootstrap, progress=progress,
-            )  # fmt: skip
-        else:
-            result = evaluate_maps(
-                Path(true), Path(pred), mpp or MPP, held_out=held_out, bootstrap=bootstrap, progress=progress
-            )
-    for reason, number in result.pop("skipped", {}).items():
-        record.skip(reason, number)
-    plain = _without_nan(result)
+    options = Options(
+        mpp=mpp, held_out=held_out, class_map=None if class_map is None else read_class_map(class_map),
+        metadata=metadata, group_by=group_by, allow_missing=allow_missing, block_um=block_um, interval=interval,
+        bootstrap=bootstrap, seed=seed, images=images,
+    )  # fmt: skip
+    with ExitStack() as stack:
+
+        def opened(text: str, **project: Any) -> Source:
+            return stack.enter_context(closing(open_source(text, images, mpp=mpp, **project)))
+
+        truth = opened(true, kind=true_kind, of_class=true_class)
+        beside = truth if hasattr(truth, "target") else None
+        found: dict[str, Source] = {}
+        for name, text in _named(pred).items():
+            found[name] = opened(text, kind=pred_kind, predicted=True, model=model, other=beside)
+        if baselines:
+            found[simple.WATERSHED] = simple.watershed_source(truth, mpp)
+            network, why = simple.network_source(truth, mpp=mpp)
+            if network is None:
+                record.warn(why)
+            else:
+                found[simple.NETWORK] = network
+        with progress_bar("scoring", "image") as progress:
+            evaluation = evaluate(truth, found, options, progress)
+        if baselines:
+            simple.add_typing_baselines(evaluation)
+        result = summary(evaluation)
+        for reason, number in result["skipped"].items():
+            record.skip(reason, number)
+        if csv_file:
+            write_csv(csv_file, result)
+        if html_file:
+            from stqp.report.evaluation import write_report
+
+            with progress_bar("drawing", "field") as progress:
+                write_report(html_file, evaluation, result, fields, progress)
+    plain = without_nan({**result, "record": record.to_dict()})
+    if json_file == "-":
+        click.echo(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False))
+        return
     if json_file:
-        text = json.dumps({**plain, "record": record.to_dict()}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        if json_file == "-":
-            click.echo(text, nl=False)
-            return
-        from stqp import files
-
-        files.write_bytes(Path(json_file), text.encode())
-    click.echo("\n".join([*table(result), *record.summary().splitlines()]))
+        write_json(Path(json_file), plain)
+    closing_lines = [f"report: {html_file}"] if html_file else []
+    click.echo("\n".join([*lines(result), *record.summary().splitlines(), *closing_lines]))
 
 
-def table(result: Mapping[str, Any]) -> list[str]:
-    """Lines of the scores for a person."""
-    mean, pooled, interval = result["mean"], result["pooled"], result["interval"]
-    images = result["images"]
-    lines = [
-        f"{images} image{'s' if images > 1 else ''}, {pooled['n_true']:,} true and {pooled['n_pred']:,} predicted "
-        f"nuclei ({pooled['n_paired']:,} paired within 3 µm)",
-        "",
-        f"{'score':<30}{'mean over images':>18}{'pooled':>10}" + ("   95 % interval of pooled" if interval else ""),
-    ]
-    for key, label in _ROWS:
-        line = f"{label:<30}{_number(mean[key]):>18}{_number(pooled[key]):>10}"
-        if interval and key in interval["pooled"]:
-            low, high = interval["pooled"][key]
-            line += f"   {low:.3f} to {high:.3f}"
-        lines.append(line)
-    names = result["classes"]
-    if not names:
-        return [*lines, "", "no classes: nuclei were not typed"]
-    width = max(len(n) for n in [*names, "Unknown"]) + 2
-    lines += ["", "per class, pooled:"]
-    head = ("true", "predicted", "F_c", "type-F1", "precision", "recall", "PQ")
-    lines.append(" " * width + "".join(f"{h:>11}" for h in head))
-    for name in names:
-        c = pooled["per_class"][name]
-        scores = [_number(c[key]) for key in ("f_c", "type_f1", "precision", "recall", "pq")]
-        cells = [f"{c['n_true']:,}", f"{c['n_pred']:,}", *scores]
-        lines.append(f"{name:<{width}}" + "".join(f"{cell:>11}" for cell in cells))
-    if pooled["n_true_unknown"]:
-        lines.append(
-            f"{'Unknown':<{width}}{pooled['n_true_unknown']:>11,}{pooled['n_pred_unknown']:>11,}   (not typed)"
-        )
-    lines += ["", "confusion of paired nuclei (rows true, columns predicted), and nuclei without a partner:"]
-    labels = result["confusion"]["labels"]
-    column = max(width, 11)
-    lines.append(" " * width + "".join(f"{label:>{column}}" for label in [*labels, "missed"]))
-    for index, row in enumerate(result["confusion"]["rows_true_columns_predicted"]):
-        cells = [*row, result["unpaired_true"][index]]
-        lines.append(f"{labels[index]:<{width}}" + "".join(f"{v:>{column},}" for v in cells))
-    lines.append(f"{'extra':<{width}}" + "".join(f"{v:>{column},}" for v in result["unpaired_pred"]))
-    return lines
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
-
-
-def _without_nan(value: Any) -> Any:
-    """Undefined scores as null: JSON has no NaN."""
-    if isinstance(value, Mapping):
-        return {k: _without_nan(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(v) for v in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+def _named(texts: tuple[str, ...]) -> dict[str, str]:
+    """Predictions by name: that of ``NAME=B``, else the last part of the path."""
+    result: dict[str, str] = {}
+    for text in texts:
+        name, sign, path = text.partition("=")
+        if not sign or Path(text.partition("::")[0]).exists():
+            name, path = Path(text.partition("::")[0]).name or text, text
+        if name in result:
+            raise UsageError(f"two predictions are called {name}; name them: --pred first=A --pred second=B")
+        result[name] = path
+    return result

@@ -125,9 +125,9 @@ def run_demo(
     timed(step_predict, predict_it)
 
     def evaluate_it() -> dict[str, Any]:
-        from stqp.evaluation.entries import evaluate_entries
+        from stqp.evaluation.evaluate import evaluate_projects
 
-        return evaluate_entries(str(demo.project), str(demo.project), held_out=demo.run)
+        return evaluate_projects(str(demo.project), str(demo.project), held_out=demo.run)
 
     demo.scores = timed("Scoring the blocks that training did not see", evaluate_it)
     timed("Drawing an overlay", lambda: draw(demo))

@@ -283,7 +283,7 @@ class Polygons:
         row = np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts) + first[edge]
         slope = (bottom[edge, 0] - top[edge, 0]) / (bottom[edge, 1] - top[edge, 1])
         crossing = top[edge, 0] + (row + 0.5 - top[edge, 1]) * slope
-        order = np.lexsort((crossing, row, owner[edge]))
+        order = _by_line(owner[edge], row, crossing)
         edge, row, crossing = edge[order], row[order], crossing[order]
         # a closed ring crosses each line of pixel centres an even number of times
         column = np.ceil(crossing - 0.5).astype(np.int64)
@@ -316,6 +316,24 @@ class Polygons:
         flat = np.repeat(row * shape[1] + start, lengths) + index
         image.reshape(-1)[flat] = np.repeat(values[owner], lengths)
         return image
+
+
+def _by_line(owner: Ints, row: Ints, crossing: Floats) -> Ints:
+    """Order by owner, row, crossing; owners are in order, and nearly all lines are crossed twice."""
+    if not len(row):
+        return np.empty(0, np.int64)
+    line = owner * (int(row.max()) - int(row.min()) + 1) + (row - row.min())
+    # rows go up and down along a ring, so that the sort finds long runs
+    order = np.argsort(line, kind="stable")
+    line, crossing = line[order], crossing[order]
+    starts = np.flatnonzero(np.r_[True, line[1:] != line[:-1]])
+    counts = np.diff(np.r_[starts, len(line)])
+    first = starts[counts == 2]
+    swapped = first[crossing[first] > crossing[first + 1]]
+    order[swapped], order[swapped + 1] = order[swapped + 1], order[swapped].copy()
+    rest = np.flatnonzero(np.repeat(counts != 2, counts))
+    order[rest] = order[rest][np.lexsort((crossing[rest], line[rest]))]
+    return order
 
 
 def _offsets(counts: ArrayLike) -> Ints:

@@ -1,162 +1,299 @@
-"""Predicted nuclei against the truth: folders of instance maps, or images of QuPath projects."""
+"""Predicted nuclei against the truth, of any number of images and of one or more models."""
 
 from __future__ import annotations
 
-import logging
+import csv
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stqp.errors import InputError
-from stqp.evaluation import overlap, scores
-from stqp.inference.held_out import Boxes, held_out_boxes
-from stqp.inference.maps import InstanceMap, list_maps, map_stem, name_of, read_class_names, read_map
-from stqp.taxonomy import UNKNOWN
-
-logger = logging.getLogger(__name__)
-MPP = 0.25
+from stqp.evaluation.area import area_mm2, boxes_of, within
+from stqp.evaluation.nuclei import Side, common_mpp, compare_sides, map_names, typed
+from stqp.evaluation.options import Options, Source
+from stqp.evaluation.scores import Match
+from stqp.inference.held_out import Boxes
+from stqp.inference.maps import map_stem
+from stqp.polygons import Polygons
+from stqp.taxonomy import UNKNOWN, ordered
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image with its matched nuclei.
+
+    Attributes
+    ----------
+    name : str
+        As the truth calls it.
+    matches : dict of Match
+        By prediction.
+    mpp : float
+        µm per px.
+    area_mm2 : float
+        Scored; NaN where it is not known.
+    about : dict
+        Text by key.
+    group : str or None
+        Its group, such as an organ.
+    """
+
+    name: str
+    matches: dict[str, Match]
+    mpp: float
+    area_mm2: float
+    about: Mapping[str, str]
+    group: str | None = None
+
+
+@dataclass
+class Evaluation:
+    """Matched nuclei of all images; `stqp.evaluation.summary` makes scores of them.
+
+    Attributes
+    ----------
+    classes : list of str
+        Classes 1, 2, ...
+    predictions : list of str
+        Names of the predictions.
+    images : list of Image
+        In order of their names.
+    skipped : dict
+        Number by reason.
+    options : Options
+        As given.
+    true : Source
+        The truth.
+    pred : dict of Source
+        By prediction, for pictures.
+    pairs : dict
+        For each prediction, its name of each image.
+    """
+
+    classes: list[str]
+    predictions: list[str]
+    images: list[Image]
+    skipped: dict[str, int]
+    options: Options
+    true: Source
+    pred: dict[str, Source]
+    pairs: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+def evaluate(
+    true: Source, pred: Mapping[str, Source], options: Options | None = None, progress: Progress | None = None
+) -> Evaluation:
+    """Match the nuclei of one or more predictions with the truth.
+
+    Parameters
+    ----------
+    true
+        The truth.
+    pred
+        Predictions by name.
+    options
+        See `Options`.
+    progress
+        Called with the images done and their number.
+
+    Raises
+    ------
+    InputError
+        When an image is missing on one side, sizes or µm per px differ, or a file is not what it should be.
+    """
+    options = options or Options()
+    skipped: dict[str, int] = {}
+    boxes = None if options.held_out is None else boxes_of(options.held_out)
+    about = {} if options.metadata is None else read_metadata(options.metadata)
+    pairs = {name: _pair(true, source, boxes, options) for name, source in pred.items()}
+    names = [true.names(), *(source.names() for source in pred.values())]
+    shared = next((n for n in names if n), None)
+    for source in (true, *pred.values()):
+        source.default_names = shared
+    wanted = sorted({image for of_source in pairs.values() for image in of_source})
+    sides: dict[tuple[str, str], tuple[Match, Side, Side]] = {}
+    images: list[Image] = []
+    from stqp.evaluation.projects import ProjectNuclei
+
+    for done, image in enumerate(wanted, start=1):
+        truth = _mapped(true.read(image), options, skipped)
+        for reason, number in truth.skipped.items():
+            skipped[reason] = skipped.get(reason, 0) + number
+        if isinstance(true, ProjectNuclei) and not len(truth):
+            skipped["images without true nuclei"] = skipped.get("images without true nuclei", 0) + 1
+            continue
+        box = None if boxes is None else boxes[image if image in boxes else map_stem(image)]
+        mpp = 0.0
+        for name, source in pred.items():
+            partner = pairs[name].get(image)
+            found = _nothing(truth, image) if not partner else _mapped(source.read(partner), options, skipped)
+            mpp = common_mpp(truth, found, options.mpp)
+            matched = compare_sides(truth, found, mpp, options.boundaries)
+            matched = within(matched, truth.coverage, box, skipped)
+            sides[image, name] = matched, _light(truth), _light(found)
+        more = {**truth.about, **_about(image, about, options)}
+        area = area_mm2(truth, box, mpp)
+        images.append(Image(image, {}, mpp, area, more, more.get(options.group_by)))
+        if progress:
+            progress(done, len(wanted))
+    if not images:
+        raise InputError(f"no image of {true.name} has true nuclei to score against; see --true-kind")
+    classes = _classes(sides)
+    for each in images:
+        for name in pred:
+            matched, truth, found = sides[each.name, name]
+            each.matches[name] = typed(matched, truth, found, classes)
+    return Evaluation(classes, [*pred], images, skipped, options, true, dict(pred), pairs)
+
+
+def _pair(true: Source, pred: Source, boxes: Mapping[str, Boxes] | None, options: Options) -> dict[str, str]:
+    """Image of the prediction for each image of the truth: of the same name, or the same stem."""
+    from stqp.evaluation.projects import ProjectNuclei
+
+    a, b = true.images(), pred.images()
+    if boxes is not None:
+        a = [image for image in a if image in boxes or map_stem(image) in boxes]
+        if not a:
+            raise InputError(
+                f"no image of {true.name} is one that {options.held_out} held out; those are {', '.join(sorted(boxes))}"
+            )
+    one = isinstance(true, ProjectNuclei) and isinstance(pred, ProjectNuclei)
+    if one and true.target.entry and pred.target.entry:  # type: ignore[attr-defined]
+        return {a[0]: b[0]}
+    exact = set(b)
+    stems: dict[str, str] = {}
+    for image in b:
+        stems.setdefault(map_stem(image), image)
+    found = {image: image if image in exact else stems.get(map_stem(image), "") for image in a}
+    missing = [image for image in a if not found[image]]
+    if missing and not options.allow_missing:
+        raise _lacks(pred.name, missing, true.name)
+    found = {image: partner for image, partner in found.items() if partner}
+    extra = sorted(exact - set(found.values()))
+    if extra and boxes is None and not isinstance(pred, ProjectNuclei):
+        raise _lacks(true.name, extra, pred.name)
+    return {image: found.get(image, "") for image in a} if options.allow_missing else found
+
+
+def _lacks(where: str, missing: Sequence[str], other: str) -> InputError:
+    more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+    return InputError(
+        f"expected the same images on both sides, found none in {where} for {', '.join(missing[:10])}{more} of {other}"
+    )
+
+
+def _nothing(truth: Side, image: str) -> Side:
+    if truth.points is not None:
+        return Side(f"nothing for {image}", np.empty(0, object), points=np.empty((0, 2)))
+    if truth.inst is not None:
+        return Side(f"nothing for {image}", np.empty(0, object), inst=np.zeros_like(truth.inst))
+    return Side(f"nothing for {image}", np.empty(0, object), polygons=Polygons.empty())
+
+
+def _mapped(side: Side, options: Options, skipped: dict[str, int]) -> Side:
+    if options.class_map is None:
+        return side
+    side, lost = map_names(side, options.class_map)
+    if lost:
+        reason = "nuclei of classes that the class map lacks, from typing"
+        skipped[reason] = skipped.get(reason, 0) + lost
+    return side
+
+
+def _light(side: Side) -> Side:
+    """A side without what takes memory; pictures read it again."""
+    return Side(side.source, side.classes)
+
+
+def read_metadata(path: Path) -> dict[str, dict[str, str]]:
+    """Read a csv of images: a column ``image``, and others.
+
+    Raises
+    ------
+    InputError
+        When it is none.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = [*csv.DictReader(file)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"the metadata {path} cannot be read: {error}") from error
+    if not rows or "image" not in rows[0]:
+        columns = ", ".join(rows[0]) if rows else "nothing"
+        raise InputError(f"expected a csv with a column image in {path}, found {columns}")
+    return {
+        map_stem(str(row["image"])): {str(k).lower(): str(v) for k, v in row.items() if k and v and k != "image"}
+        for row in rows
+    }
+
+
+def _about(image: str, about: Mapping[str, Mapping[str, str]], options: Options) -> Mapping[str, str]:
+    if not about:
+        return {}
+    if map_stem(image) not in about:
+        raise InputError(f"the metadata {options.metadata} have no row for the image {image}")
+    return about[map_stem(image)]
+
+
+def _classes(sides: Mapping[Any, tuple[Match, Side, Side]]) -> list[str]:
+    """Classes of the truth, then those that are only predicted; of the nuclei that count."""
+    true: set[str] = set()
+    pred: set[str] = set()
+    for found, a, b in sides.values():
+        true |= set(np.unique(a.classes[found.overlap.true_ids - 1].astype(str)).tolist())
+        pred |= set(np.unique(b.classes[found.overlap.pred_ids - 1].astype(str)).tolist())
+    true -= {UNKNOWN}
+    return _in_order(true) + _in_order(pred - true - {UNKNOWN})
+
+
+def _in_order(names: set[str]) -> list[str]:
+    """Numbers by their value, names by the taxonomy."""
+    return sorted(names, key=int) if all(n.isdigit() for n in names) else ordered(names)
 
 
 def evaluate_maps(
     true_folder: Path,
     pred_folder: Path,
-    mpp: float = MPP,
+    mpp: float | None = None,
     *,
     held_out: Path | None = None,
     bootstrap: int = 1000,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Score a folder of predicted instance maps.
+    """Score a folder of predicted instance maps; see `evaluate` and `stqp.evaluation.summary.summary`."""
+    from stqp.evaluation.map_files import MapFolder
+    from stqp.evaluation.summary import summary
 
-    Parameters
-    ----------
-    true_folder, pred_folder
-        Files of the same stems, as `stqp.inference.maps.read_map` reads them. Classes are matched by
-        name; where one side has no names, its numbers are taken in the other side's order, and where neither
-        has, the numbers are the names.
-    mpp
-        µm per px of the maps.
-    held_out
-        A training run: only nuclei whose centres lie in its held-out boxes count.
-    bootstrap
-        Resamples for the intervals.
-    progress
-        Called with the images done and their number.
-
-    Returns
-    -------
-    dict
-        As `scores.summarise`, with ``mpp``.
-
-    Raises
-    ------
-    InputError
-        When an image is missing on one side, or a file is not what it should be.
-    """
-    true_files, pred_files = list_maps(true_folder), list_maps(pred_folder)
-    boxes = None if held_out is None else _boxes_by_stem(held_out)
-    if boxes is not None:
-        true_files = _restrict(true_files, boxes, true_folder, held_out)
-        pred_files = {k: v for k, v in pred_files.items() if k in true_files}
-    _same_stems(true_files, pred_files, true_folder, pred_folder)
-    names = read_class_names(true_folder), read_class_names(pred_folder)
-    pairs: dict[str, tuple[overlap.Overlap, list[str], list[str]]] = {}
-    for done, stem in enumerate(sorted(true_files)):
-        true, pred = read_map(true_files[stem], names[0]), read_map(pred_files[stem], names[1])
-        if true.inst.shape != pred.inst.shape:
-            raise InputError(
-                f"{true_files[stem]} has {true.inst.shape} px and {pred_files[stem]} has {pred.inst.shape}; "
-                "expected maps of one image"
-            )
-        table = overlap.from_maps(true.inst, pred.inst, true.types, pred.types, true.ids, pred.ids)
-        if boxes is not None:
-            table = table.within(boxes[stem])
-        pairs[stem] = (table, *_names(true, pred, table))
-        if progress:
-            progress(done + 1, len(true_files))
-    return score_tables(pairs, mpp, bootstrap)
+    options = Options(mpp=mpp, held_out=held_out, bootstrap=bootstrap)
+    return summary(evaluate(MapFolder(true_folder), {"prediction": MapFolder(pred_folder)}, options, progress))
 
 
-def score_tables(
-    tables: Mapping[str, tuple[overlap.Overlap, Sequence[str], Sequence[str]]],
-    mpp: float | Mapping[str, float],
+def evaluate_projects(
+    true: str,
+    pred: str,
+    *,
+    true_kind: str = "auto",
+    pred_kind: str = "auto",
+    model: str | None = None,
+    held_out: Path | None = None,
+    mpp: float | None = None,
     bootstrap: int = 1000,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Score the tables of several images.
+    """Score the predicted nuclei of QuPath projects; see `evaluate`, `ProjectNuclei` and `summary.summary`."""
+    from stqp.evaluation.projects import ProjectNuclei
+    from stqp.evaluation.summary import summary
 
-    Parameters
-    ----------
-    tables
-        By image: the table, and the class name of each true and each predicted nucleus.
-    mpp
-        µm per px of the tables' centres, one for all or by image.
-    bootstrap
-        Resamples for the intervals.
-
-    Returns
-    -------
-    dict
-        As `scores.summarise`, with ``mpp``.
-    """
-    from dataclasses import replace
-
-    from stqp.taxonomy import ordered
-
-    true_names = {n for _, true, _ in tables.values() for n in true} - {UNKNOWN}
-    pred_names = {n for _, _, pred in tables.values() for n in pred} - {UNKNOWN}
-    classes = _in_order(true_names, ordered)
-    classes += [n for n in _in_order(pred_names, ordered) if n not in true_names]
-    number = {UNKNOWN: 0, **{name: i for i, name in enumerate(classes, start=1)}}
-    counted = {}
-    for image, (table, true, pred) in tables.items():
-        typed = replace(table, true_types=_numbers(true, number), pred_types=_numbers(pred, number))
-        counted[image] = scores.count(typed, mpp if isinstance(mpp, (int, float)) else mpp[image], len(classes))
-    result = scores.summarise(counted, classes, bootstrap)
-    return {"mpp": mpp if isinstance(mpp, (int, float)) else dict(mpp), **result}
-
-
-def _boxes_by_stem(run: Path) -> dict[str, Boxes]:
-    boxes: dict[str, Boxes] = {}
-    for image, its in held_out_boxes(run).items():
-        boxes.setdefault(map_stem(image), []).extend(its)
-    return boxes
-
-
-def _restrict(found: dict[str, Path], boxes: Mapping[str, Boxes], folder: Path, run: Path | None) -> dict[str, Path]:
-    kept = {stem: path for stem, path in found.items() if stem in boxes}
-    if not kept:
-        raise InputError(f"no map in {folder} is of an image that {run} held out; those are {', '.join(sorted(boxes))}")
-    return kept
-
-
-def _same_stems(true: Mapping[str, Path], pred: Mapping[str, Path], true_folder: Path, pred_folder: Path) -> None:
-    for here, there, folder in ((true, pred, pred_folder), (pred, true, true_folder)):
-        if missing := sorted(set(here) - set(there)):
-            more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
-            raise InputError(
-                f"expected maps of the same images, found none in {folder} for {', '.join(missing[:10])}{more}"
-            )
-
-
-def _names(true: InstanceMap, pred: InstanceMap, table: overlap.Overlap) -> tuple[list[str], list[str]]:
-    true_classes, pred_classes = true.classes or pred.classes, pred.classes or true.classes
-    return (
-        [name_of(t, true_classes) for t in table.true_types.tolist()],
-        [name_of(t, pred_classes) for t in table.pred_types.tolist()],
-    )
-
-
-def _in_order(names: set[str], ordered: Callable[[set[str]], list[str]]) -> list[str]:
-    """Numbers by their value, names by the taxonomy."""
-    if all(n.isdigit() for n in names):
-        return sorted(names, key=int)
-    return ordered(names)
-
-
-def _numbers(names: Sequence[str], number: Mapping[str, int]) -> NDArray[np.int64]:
-    return np.array([number.get(n, 0) for n in names], np.int64)
+    options = Options(mpp=mpp, held_out=held_out, bootstrap=bootstrap)
+    with ExitStack() as stack:
+        truth = stack.enter_context(closing(ProjectNuclei(true, kind=true_kind, mpp=mpp)))
+        found = stack.enter_context(
+            closing(ProjectNuclei(pred, kind=pred_kind, predicted=True, model=model, other=truth, mpp=mpp))
+        )
+        return summary(evaluate(truth, {"prediction": found}, options, progress))

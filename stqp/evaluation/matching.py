@@ -8,14 +8,15 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-_LARGEST_DENSE = 400  # nuclei of one group; above, a sparse solver saves memory
+_LARGEST_DENSE = 64  # nodes of a group; above, and for packs of small groups, a sparse solver is faster
+_PACK = 512  # edges that are solved at a time: few calls for many small groups
 
 
 def best_assignment(i: Ints, j: Ints, cost: Floats) -> NDArray[np.bool_]:
     """Choose edges of a bipartite graph so that each node has at most one, and the sum of costs is least.
 
-    The graph falls into many small groups, and each is solved alone, so that cost and memory grow with
-    the number of edges, not with n x m.
+    The graph falls into many small groups that are solved apart, so that time and memory grow with the
+    number of edges, not with n x m. Groups of one node and its neighbours are solved at once.
 
     Parameters
     ----------
@@ -30,25 +31,36 @@ def best_assignment(i: Ints, j: Ints, cost: Floats) -> NDArray[np.bool_]:
         The edges taken; none with a cost of 0 or more.
     """
     chosen = np.zeros(len(i), bool)
-    if not len(i):
+    useful = np.flatnonzero(cost < 0)
+    if not len(useful):
         return chosen
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
+    i, j, cost = i[useful], j[useful], cost[useful]
     left, i_local = np.unique(i, return_inverse=True)
     right, j_local = np.unique(j, return_inverse=True)
     n = len(left) + len(right)
     graph = coo_matrix((np.ones(len(i), bool), (i_local, j_local + len(left))), shape=(n, n))
-    _, group_of_node = connected_components(graph, directed=False)
+    group_of_node: Ints = np.asarray(connected_components(graph, directed=False)[1], np.int64)
     group = group_of_node[i_local]
-    order = np.argsort(group, kind="stable")
+    order = np.lexsort((cost, group))  # the best edge of a group first
     starts = np.flatnonzero(np.r_[True, np.diff(group[order]) != 0])
     sizes = np.diff(np.r_[starts, len(order)])
-    single = order[starts[sizes == 1]]
-    chosen[single] = cost[single] < 0
-    for start, size in zip(starts[sizes > 1], sizes[sizes > 1], strict=True):
-        edges = order[start : start + size]
-        chosen[edges] = _solve(i_local[edges], j_local[edges], cost[edges])
+    sides = group_of_node[: len(left)], group_of_node[len(left) :]
+    nodes = [np.bincount(side, minlength=int(group_of_node.max()) + 1) for side in sides]
+    fewer = np.minimum(nodes[0], nodes[1])
+    star = fewer[group[order[starts]]] == 1
+    chosen[useful[order[starts[star]]]] = True
+    rest = np.repeat(~star, sizes)
+    edges, ends = order[rest], np.cumsum(sizes[~star])
+    start = 0
+    while start < len(edges):
+        # whole groups, about a pack of edges of them
+        stop = int(ends[min(np.searchsorted(ends, start + _PACK), len(ends) - 1)])
+        pack = edges[start:stop]
+        chosen[useful[pack]] = _solve(i_local[pack], j_local[pack], cost[pack])
+        start = stop
     return chosen
 
 
@@ -59,7 +71,7 @@ def _solve(i: Ints, j: Ints, cost: Floats) -> NDArray[np.bool_]:
         from scipy.optimize import linear_sum_assignment
 
         dense = np.zeros((len(rows), len(columns)))
-        dense[i, j] = np.minimum(cost, 0)
+        dense[i, j] = cost
         a, b = linear_sum_assignment(dense)
     else:
         from scipy.sparse import coo_matrix
@@ -68,7 +80,7 @@ def _solve(i: Ints, j: Ints, cost: Floats) -> NDArray[np.bool_]:
         # a column of its own for each row means "unpaired", and makes a full matching always possible
         size = len(rows)
         offset = 1.0 - float(cost.min())
-        weights = np.r_[np.minimum(cost, 0) + offset, np.full(size, offset)]
+        weights = np.r_[cost + offset, np.full(size, offset)]
         graph = coo_matrix(
             (weights, (np.r_[i, np.arange(size)], np.r_[j, len(columns) + np.arange(size)])),
             shape=(size, len(columns) + size),
@@ -76,7 +88,7 @@ def _solve(i: Ints, j: Ints, cost: Floats) -> NDArray[np.bool_]:
         a, b = min_weight_full_bipartite_matching(graph.tocsr())
     taken = np.full(len(rows), -1)
     taken[a] = b
-    return (taken[i] == j) & (cost < 0)
+    return np.asarray(taken[i] == j, bool)
 
 
 def pair_centres(true_xy: Floats, pred_xy: Floats, radius: float) -> tuple[Ints, Ints]:

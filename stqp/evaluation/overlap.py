@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stqp.errors import InputError
+from stqp.evaluation import runs
 from stqp.inference.detections import in_boxes
 from stqp.polygons import Polygons
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+_PIXELS = 4_000_000  # of a map that are compared at a time
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Overlap:
         Positions of the nuclei of each overlapping pair, and the pixels that they share.
     true_types, pred_types : int64
         Class ids; 0 is Unknown.
+    pred_probability : float64 (m,) or None
+        Probability of the predicted class, NaN where there is none.
     """
 
     true_ids: Ints
@@ -48,6 +52,7 @@ class Overlap:
     shared: Ints
     true_types: Ints
     pred_types: Ints
+    pred_probability: Floats | None = None
 
     @property
     def iou(self) -> Floats:
@@ -71,6 +76,7 @@ class Overlap:
             shared=self.shared[kept],
             true_types=self.true_types[true_mask],
             pred_types=self.pred_types[pred_mask],
+            pred_probability=None if self.pred_probability is None else self.pred_probability[pred_mask],
         )
 
     def within(self, boxes: ArrayLike) -> Overlap:
@@ -108,15 +114,17 @@ def from_maps(
         raise InputError(
             f"expected two instance maps of one size, found {true_inst.shape} (true) and {pred_inst.shape} (predicted)"
         )
-    a, a_ids = _consecutive(true_inst)
-    b, b_ids = _consecutive(pred_inst)
+    a, a_ids = consecutive(true_inst)
+    b, b_ids = consecutive(pred_inst)
     collect = _Collector(len(a_ids), len(b_ids))
-    collect.add(a, b, 0, 0)
+    rows = max(1, _PIXELS // max(a.shape[1], 1))
+    for top in range(0, a.shape[0], rows):
+        collect.add(a[top : top + rows], b[top : top + rows], 0, top)
     return collect.table(
         a_ids,
         b_ids,
-        _types(true_types, true_ids, a_ids, "true"),
-        _types(pred_types, pred_ids, b_ids, "predicted"),
+        types_of(true_types, true_ids, a_ids, "true"),
+        types_of(pred_types, pred_ids, b_ids, "predicted"),
     )
 
 
@@ -126,12 +134,12 @@ def from_polygons(
     true_types: ArrayLike,
     pred_types: ArrayLike,
     scale: float = 1.0,
-    block: int = 2048,
 ) -> Overlap:
-    """Table of two sets of polygons, drawn block by block.
+    """Table of two sets of polygons, in time and memory that grow with their number.
 
     The result equals that of drawing each set into one instance map (a later nucleus covers an earlier
-    one) and comparing the maps. Nuclei that keep no pixel are dropped. Ids are positions + 1.
+    one) and comparing the maps, but only runs of pixels are made, never a map. Nuclei that keep no pixel are
+    dropped. Ids are positions + 1.
 
     Parameters
     ----------
@@ -141,26 +149,14 @@ def from_polygons(
         Class id of each polygon.
     scale
         Pixels to draw for each pixel of the image; centres and boxes stay in the image's px.
-    block
-        Side of the drawn blocks in px; bounds the memory.
     """
-    sets = [true.scale(scale), pred.scale(scale)]
-    bounds = [np.nan_to_num(s.bounds(), nan=np.inf) for s in sets]
-    filled = [b[np.isfinite(b).all(axis=1)] for b in bounds]
     collect = _Collector(len(true), len(pred))
-    if any(len(b) for b in filled):
-        everything = np.concatenate(filled)
-        low, high = np.floor(everything[:, :2].min(axis=0)), np.ceil(everything[:, 2:].max(axis=0))
-        for y in range(int(low[1]), int(high[1]) + 1, block):
-            row = [np.flatnonzero((b[:, 3] > y) & (b[:, 1] < y + block)) for b in bounds]
-            if not any(len(r) for r in row):
-                continue
-            for x in range(int(low[0]), int(high[0]) + 1, block):
-                maps = []
-                for polygons, box, candidates in zip(sets, bounds, row, strict=True):
-                    chosen = candidates[(box[candidates, 2] > x) & (box[candidates, 0] < x + block)]
-                    maps.append(polygons.take(chosen).shift(-x, -y).rasterize((block, block), chosen + 1))
-                collect.add(maps[0], maps[1], x, y)
+    for band, left, top, width in runs.bands([true.scale(scale), pred.scale(scale)]):
+        for which, here in enumerate(band):
+            area, sums = here.sums(left, top, width)
+            collect.area[which][here.chosen + 1] += area
+            collect.sums[which][here.chosen + 1] += sums
+        collect.pairs.append(runs.shared_pixels(*band))
     table = collect.table(
         np.arange(1, len(true) + 1),
         np.arange(1, len(pred) + 1),
@@ -169,6 +165,32 @@ def from_polygons(
     )
     table = table.select(table.true_area > 0, table.pred_area > 0)
     return replace(table, true_xy=table.true_xy / scale, pred_xy=table.pred_xy / scale)
+
+
+def from_points(true_xy: Floats, pred_xy: Floats, true_types: ArrayLike, pred_types: ArrayLike) -> Overlap:
+    """Table of two sets of centres without outlines: detection and typing can be scored, segmentation cannot.
+
+    Parameters
+    ----------
+    true_xy, pred_xy : float64 (n, 2), (m, 2)
+        In px of one image. Ids are positions + 1.
+    true_types, pred_types
+        Class id of each.
+    """
+    none = np.empty(0, np.int64)
+    return Overlap(
+        true_ids=np.arange(1, len(true_xy) + 1),
+        pred_ids=np.arange(1, len(pred_xy) + 1),
+        true_area=np.zeros(len(true_xy), np.int64),
+        pred_area=np.zeros(len(pred_xy), np.int64),
+        true_xy=np.asarray(true_xy, np.float64).reshape(-1, 2),
+        pred_xy=np.asarray(pred_xy, np.float64).reshape(-1, 2),
+        true_index=none,
+        pred_index=none,
+        shared=none,
+        true_types=np.asarray(true_types, np.int64),
+        pred_types=np.asarray(pred_types, np.int64),
+    )
 
 
 class _Collector:
@@ -231,7 +253,7 @@ def _count_pairs(
     return rows.astype(np.int64), table.indices.astype(np.int64), table.data.astype(np.int64)
 
 
-def _consecutive(labels: NDArray[np.integer]) -> tuple[NDArray[np.integer], Ints]:
+def consecutive(labels: NDArray[np.integer]) -> tuple[NDArray[np.integer], Ints]:
     """Renumber labels to 1..n in ascending order, and the ids they had."""
     low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
     if low < 0:
@@ -247,7 +269,25 @@ def _consecutive(labels: NDArray[np.integer]) -> tuple[NDArray[np.integer], Ints
     return inverse.reshape(labels.shape) + shift, ids[ids > 0].astype(np.int64)
 
 
-def _types(types: ArrayLike | None, ids: ArrayLike | None, present: Ints, which: str) -> Ints:
+def types_of(types: ArrayLike | None, ids: ArrayLike | None, present: Ints, which: str) -> Ints:
+    """Type of each nucleus of a map.
+
+    Parameters
+    ----------
+    types
+        None for none: all are 0.
+    ids
+        What the types belong to, the present ones in ascending order when None.
+    present
+        Ids in the map.
+    which
+        Of which nuclei, for messages.
+
+    Raises
+    ------
+    InputError
+        When the types do not fit the ids.
+    """
     if types is None:
         return np.zeros(len(present), np.int64)
     types = np.asarray(types).reshape(-1).astype(np.int64)

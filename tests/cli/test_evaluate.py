@@ -122,12 +122,10 @@ def test_held_out_boxes_of_a_run(folders, tmp_path):
 
 
 def test_wrong_arguments(folders, tmp_path):
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="there is nothing at"):
         run("--true", tmp_path / "absent", "--pred", folders[1])
-    (tmp_path / "project").mkdir()
-    (tmp_path / "project" / "project.qpproj").write_text("{}")
-    with pytest.raises(UsageError, match="both"):
-        run("--true", tmp_path / "project", "--pred", folders[1])
+    with pytest.raises(UsageError, match="two predictions are called pred"):
+        run("--true", folders[0], "--pred", folders[1], "--pred", folders[1])
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match="found none"):
         run("--true", tmp_path / "none", "--pred", folders[1])

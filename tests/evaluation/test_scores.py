@@ -6,7 +6,7 @@ from perfect_maps import grid_of_nuclei
 from scipy.optimize import linear_sum_assignment
 
 from stqp.errors import InputError
-from stqp.evaluation import matching
+from stqp.evaluation import matching, runs
 from stqp.evaluation.overlap import from_maps, from_polygons
 from stqp.evaluation.scores import count, score_maps, summarise
 from stqp.polygonise import polygonise
@@ -203,7 +203,7 @@ def test_pairing_equals_a_dense_assignment(monkeypatch):
         assert distance[i, j].sum() == pytest.approx(distance[rows, columns][good].sum())
 
 
-def test_polygons_give_what_maps_give():
+def test_polygons_give_what_maps_give(monkeypatch):
     true = grid_of_nuclei(300, 10, 1)
     pred = np.roll(grid_of_nuclei(300, 10, 2, radius=(6, 12)), (3, -2), (0, 1))
     rng = np.random.default_rng(0)
@@ -211,8 +211,9 @@ def test_polygons_give_what_maps_give():
     polygons = [polygonise(inst)[0] for inst in (true, pred)]
     drawn = [p.rasterize(true.shape) for p in polygons]
     by_maps = from_maps(*drawn, true_types[np.unique(drawn[0])[1:] - 1], pred_types[np.unique(drawn[1])[1:] - 1])
-    for block in (64, 1000):
-        by_polygons = from_polygons(*polygons, true_types, pred_types, block=block)
+    for at_a_time in (7, 40_000):
+        monkeypatch.setattr(runs, "_POLYGONS", at_a_time)
+        by_polygons = from_polygons(*polygons, true_types, pred_types)
         for name in ("true_area", "pred_area", "true_index", "pred_index", "shared", "true_types", "pred_types"):
             np.testing.assert_array_equal(getattr(by_polygons, name), getattr(by_maps, name))
         np.testing.assert_allclose(by_polygons.true_xy, by_maps.true_xy)

@@ -6,8 +6,7 @@ from perfect_maps import CLASSES, ColourNetwork, grid_of_nuclei, paint
 from PIL import Image
 
 from stqp.errors import InputError, UsageError
-from stqp.evaluation.entries import evaluate_entries
-from stqp.evaluation.evaluate import evaluate_maps
+from stqp.evaluation.evaluate import evaluate_maps, evaluate_projects
 from stqp.inference.maps import map_stem, read_map, write_map
 from stqp.inference.one import Settings
 from stqp.inference.run import predict_targets
@@ -115,8 +114,9 @@ def test_the_record_maps_and_geojson_lie_beside(project, tmp_path):
     np.savez(tmp_path / "truth" / "one.npz", inst=INST, ids=np.unique(INST)[1:], types=TYPES)
     (tmp_path / "truth" / "classes.json").write_text(json.dumps(names))
     by_maps = evaluate_maps(tmp_path / "truth", tmp_path / "maps")
-    by_project = evaluate_entries(str(project), str(project))
+    by_project = evaluate_projects(str(project), str(project))
     assert by_maps["classes"] == by_project["classes"]
+    assert np.isnan(by_maps["pooled"].pop("ece")) and by_project["pooled"]["ece"] > 0  # maps hold no probabilities
     per_class = by_maps["pooled"].pop("per_class")
     for name, values in per_class.items():
         assert by_project["pooled"]["per_class"][name] == pytest.approx(values)
@@ -174,8 +174,8 @@ def test_held_out_blocks_are_predicted_and_scored_alone(project, tmp_path):
     predict_targets(ColourNetwork(), [project], held_out=run)
     again = objects_of(project, SOURCE)
     assert sorted(again.ids) == sorted(everywhere.ids)  # what lies elsewhere stayed
-    whole = evaluate_entries(str(project), str(project))
-    held = evaluate_entries(str(project), f"{project}::one.png", held_out=run)
+    whole = evaluate_projects(str(project), str(project))
+    held = evaluate_projects(str(project), f"{project}::one.png", held_out=run)
     centre = objects_of(project).take(np.arange(INST.max())).polygons.centroid()
     inside = sum(((centre >= b[:2]) & (centre < b[2:])).all(axis=1).sum() for b in boxes)
     assert whole["pooled"]["n_true"] == INST.max()
