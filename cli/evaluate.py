@@ -131,6 +131,7 @@ def command(
         with progress_bar("scoring", "image") as progress:
             evaluation = evaluate(truth, found, options, progress)
         if baselines:
+            evaluation.baselines = [name for name in (simple.WATERSHED, simple.NETWORK) if name in found]
             simple.add_typing_baselines(evaluation)
         result = summary(evaluation)
         for reason, number in result["skipped"].items():

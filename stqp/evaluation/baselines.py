@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +50,7 @@ def add_typing_baselines(evaluation: Evaluation) -> list[str]:
         image.matches[MAJORITY] = replace(found, overlap=replace(table, pred_types=everywhere))
         image.matches[SHUFFLED] = replace(found, overlap=replace(table, pred_types=rng.permutation(table.pred_types)))
     evaluation.predictions.extend([MAJORITY, SHUFFLED])
+    evaluation.baselines.extend([MAJORITY, SHUFFLED])
     return [MAJORITY, SHUFFLED]
 
 
@@ -221,10 +221,12 @@ def network_source(
     """
     from stqp.inference.engine import predict_slide
     from stqp.inference.model import load_predictor
+    from stqp.training.registered import registered_models, weights_of
 
-    options: dict[str, Any] = {"download": False} if weights == PANNUKE_MODEL else {}
     try:
-        predictor = load_predictor(weights, device, **options)  # type: ignore[arg-type]
+        if weights == PANNUKE_MODEL:
+            weights_of(registered_models()[PANNUKE_MODEL], download=False)
+        predictor = load_predictor(weights, device)
     except StqpError as error:
         return None, f"the {NETWORK} is left out: {error}"
 

@@ -74,6 +74,8 @@ class Evaluation:
         By prediction, for pictures.
     pairs : dict
         For each prediction, its name of each image.
+    baselines : list of str
+        Predictions that no model made.
     """
 
     classes: list[str]
@@ -84,6 +86,7 @@ class Evaluation:
     true: Source
     pred: dict[str, Source]
     pairs: dict[str, dict[str, str]] = field(default_factory=dict)
+    baselines: list[str] = field(default_factory=list)
 
 
 def evaluate(
@@ -145,10 +148,12 @@ def evaluate(
     if not images:
         raise InputError(f"no image of {true.name} has true nuclei to score against; see --true-kind")
     classes = _classes(sides)
-    for each in images:
-        for name in pred:
+    for name in pred:
+        # a prediction without any class is not wrong about classes, it says nothing
+        says = any((sides[each.name, name][2].classes != UNKNOWN).any() for each in images)
+        for each in images:
             matched, truth, found = sides[each.name, name]
-            each.matches[name] = typed(matched, truth, found, classes)
+            each.matches[name] = typed(matched, truth, found, classes if says else [])
     return Evaluation(classes, [*pred], images, skipped, options, true, dict(pred), pairs)
 
 

@@ -44,12 +44,12 @@ def best_assignment(i: Ints, j: Ints, cost: Floats) -> NDArray[np.bool_]:
     graph = coo_matrix((np.ones(len(i), bool), (i_local, j_local + len(left))), shape=(n, n))
     group_of_node: Ints = np.asarray(connected_components(graph, directed=False)[1], np.int64)
     group = group_of_node[i_local]
-    order = np.lexsort((cost, group))  # the best edge of a group first
+    order: Ints = np.lexsort((cost, group))  # the best edge of a group first
     starts = np.flatnonzero(np.r_[True, np.diff(group[order]) != 0])
     sizes = np.diff(np.r_[starts, len(order)])
     sides = group_of_node[: len(left)], group_of_node[len(left) :]
     nodes = [np.bincount(side, minlength=int(group_of_node.max()) + 1) for side in sides]
-    fewer = np.minimum(nodes[0], nodes[1])
+    fewer: Ints = np.minimum(nodes[0], nodes[1])
     star = fewer[group[order[starts]]] == 1
     chosen[useful[order[starts[star]]]] = True
     rest = np.repeat(~star, sizes)
@@ -57,7 +57,8 @@ def best_assignment(i: Ints, j: Ints, cost: Floats) -> NDArray[np.bool_]:
     start = 0
     while start < len(edges):
         # whole groups, about a pack of edges of them
-        stop = int(ends[min(np.searchsorted(ends, start + _PACK), len(ends) - 1)])
+        last = min(int(np.searchsorted(ends, start + _PACK)), len(ends) - 1)
+        stop = int(ends[last])
         pack = edges[start:stop]
         chosen[useful[pack]] = _solve(i_local[pack], j_local[pack], cost[pack])
         start = stop

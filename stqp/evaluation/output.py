@@ -35,6 +35,11 @@ ROWS = (
     ("hausdorff95_um", "Hausdorff-95, µm"),
 )
 LABELS = dict(ROWS)
+SHORT = {
+    "dice": "Dice", "aji": "AJI", "pq": "PQ", "mpq": "mPQ", "f_d": "F_d", "f_c_mean": "F_c", "type_f1_macro": "type-F1",
+    "type_accuracy": "type accuracy", "type_mcc": "MCC",
+}  # fmt: skip
+METHODS = {"bca": "BCa", "percentile": "percentile"}
 COMPARED = ("dice", "aji", "pq", "mpq", "f_d", "f_c_mean", "type_f1_macro", "type_accuracy", "type_mcc")
 
 
@@ -43,7 +48,7 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     text = _one(result, result["prediction"] if result["others"] else "")
     for name, other in result["others"].items():
         text += ["", *_short(other, name)]
-    for comparison in result["comparisons"]:
+    for comparison in (c for c in result["comparisons"] if not c["baseline"]):
         text += ["", *_comparison(comparison)]
     return text
 
@@ -67,10 +72,10 @@ def _one(result: Mapping[str, Any], name: str) -> list[str]:
             line += f"   {low:.3f} to {high:.3f}"
         text.append(line)
     if interval:
-        text.append(f"(intervals: {interval['method']} bootstrap over {interval['units']} {interval['over']})")
+        text.append(f"(intervals: {METHODS[interval['method']]} bootstrap over {interval['units']} {interval['over']})")
     text += _groups(result)
     text += _classes(result)
-    return text + [power_sentence(LABELS.get(s, s), p) for s, p in result["power"].items() if s in ("pq",)]
+    return text + [power_sentence(SHORT.get(s, s), p) for s, p in result["power"].items() if s in ("pq",)]
 
 
 def _groups(result: Mapping[str, Any]) -> list[str]:
@@ -113,7 +118,7 @@ def _classes(result: Mapping[str, Any]) -> list[str]:
 
 def _short(result: Mapping[str, Any], name: str) -> list[str]:
     pooled = result["pooled"]
-    scores = [f"{LABELS[k].split(' (')[0]} {number(pooled[k])}" for k in COMPARED if not math.isnan(pooled[k])]
+    scores = [f"{SHORT[k]} {number(pooled[k])}" for k in COMPARED if not math.isnan(pooled[k])]
     return [f"{name}: {pooled['n_pred']:,} predicted nuclei; pooled: {', '.join(scores)}"]
 
 
@@ -137,7 +142,7 @@ def _comparison(result: Mapping[str, Any]) -> list[str]:
             f"on the {result['common']['nuclei']:,} nuclei that both found: macro type-F1 "
             f"{common['difference']:+.3f} ({span}, p {number(common['p'], 4)})"
         )
-    return text + [power_sentence(LABELS.get(s, s), p) for s, p in result["power"].items() if s in ("pq",)]
+    return text + [power_sentence(SHORT.get(s, s), p) for s, p in result["power"].items() if s in ("pq",)]
 
 
 def number(value: float, digits: int = 3) -> str:

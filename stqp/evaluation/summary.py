@@ -210,7 +210,13 @@ def _spread(values: Floats) -> dict[str, float]:
 def _comparison(evaluation: Evaluation, samples: Mapping[str, Sample], first: str, second: str) -> dict[str, Any]:
     options, classes = evaluation.options, evaluation.classes
     arguments = (classes, options.bootstrap, options.seed, options.interval)
-    result = {"first": first, "second": second, **compare(samples[first], samples[second], *arguments)}
+    baseline = second in evaluation.baselines
+    result = {
+        "first": first,
+        "second": second,
+        "baseline": baseline,
+        **compare(samples[first], samples[second], *arguments),
+    }
     masks = _common(evaluation.images, (first, second))
     common = samples_of(evaluation, typed=masks)
     found = compare(common[first], common[second], *arguments)
