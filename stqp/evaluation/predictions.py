@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stqp.errors import InputError, UsageError
-from stqp.evaluation.entries import Target, is_project_text
+from stqp.evaluation.projects import Target, is_project_text
 from stqp.inference.maps import name_of, read_class_names, read_map
 from stqp.inference.table import METADATA_KEY
 from stqp.inference.writing import SOURCE

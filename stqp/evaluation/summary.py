@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stqp.evaluation.paired import compare, power
 from stqp.evaluation.counts import BINS, Counts, Floats
 from stqp.evaluation.evaluate import Evaluation, Image
+from stqp.evaluation.paired import compare, power
 from stqp.evaluation.scores import count_match, describe
 from stqp.evaluation.uncertainty import FEW_IMAGES, Sample, intervals
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,8 @@ from numpy.typing import NDArray
 
 from stqp.errors import InputError
 from stqp.evaluation.nuclei import Side
+from stqp.inference.maps import map_stem
+from stqp.inference.table import METADATA_KEY
 from stqp.polygons import Polygons
 from stqp.taxonomy import UNKNOWN
 
@@ -87,10 +91,6 @@ class NucleiTable:
         """Read the nuclei of an image."""
         file, content = self._tables[image]
         side = _of_objects(file, content) if not hasattr(content, "columns") else _of_frame(file, content)
-        from dataclasses import replace
-
-        from stqp.inference.maps import map_stem
-
         return replace(side, image=self._pictures.get(map_stem(image))).check()
 
 
@@ -105,6 +105,7 @@ def _by_image(file: Path) -> dict[str, Any]:
     try:
         if name.endswith((".parquet", ".geoparquet")):
             frame = pd.read_parquet(file)
+            frame.attrs["mpp"] = _said_mpp(file)
         else:
             frame = pd.read_csv(file, sep="\t" if name.endswith(".tsv") else ",", low_memory=False)
     except Exception as error:  # pyarrow and pandas raise many kinds
@@ -116,7 +117,16 @@ def _by_image(file: Path) -> dict[str, Any]:
         raise InputError(
             f"expected an image in each row of {file}, found {int(frame[column].isna().sum())} rows without"
         )
-    return {str(image): part for image, part in frame.groupby(column, sort=True)}
+    return {str(image): part.copy(deep=False) for image, part in frame.groupby(column, sort=True)}
+
+
+def _said_mpp(file: Path) -> list[float]:
+    """µm per px in the metadata of a table that stqp predict wrote."""
+    import pyarrow.parquet as pq
+
+    found = (pq.read_schema(file).metadata or {}).get(METADATA_KEY)
+    mpp = json.loads(found).get("mpp") if found else None
+    return [float(mpp)] if mpp else []
 
 
 def _column(frame: pd.DataFrame, what: str) -> str | None:
@@ -129,7 +139,8 @@ def _of_frame(file: Path, frame: pd.DataFrame) -> Side:
     points: NDArray[np.float64] | None = None
     vertex = [_column(frame, c) for c in ("vertex_x", "vertex_y", "id")]
     if (geometry := _column(frame, "geometry")) is not None:
-        polygons, points = _shapes(file, frame[geometry])
+        nucleus = "nucleus" if "nucleus" in frame and frame["nucleus"].notna().all() else geometry
+        polygons, points = _shapes(file, frame[nucleus])
     elif all(v is not None for v in vertex):
         frame, polygons = _of_vertices(file, frame, *(str(v) for v in vertex))
     else:
@@ -150,7 +161,7 @@ def _of_frame(file: Path, frame: pd.DataFrame) -> Side:
         classes = np.array([*map(str, texts.tolist()), None], object)[:-1]
         classes[classes == ""] = UNKNOWN
     mpp = _column(frame, "mpp")
-    said = sorted({float(v) for v in frame[mpp].dropna()}) if mpp else []
+    said = sorted({float(v) for v in frame[mpp].dropna()}) if mpp else frame.attrs.get("mpp", [])
     if len(said) > 1:
         raise InputError(f"expected one µm per px for an image in {file}, found {said[0]:g} to {said[-1]:g}")
     return Side(
@@ -173,16 +184,18 @@ def _probability(file: Path, frame: pd.DataFrame, classes: NDArray[np.object_]) 
         place = {name: i for i, name in enumerate(names)}
         index = np.array([place.get(c, -1) for c in classes.tolist()], np.int64)
         values = np.where(index >= 0, table[np.arange(len(index)), index], np.nan)
-        bad = np.isnan(table).any(axis=1)
+        bad = np.isnan(table).any(axis=1) & (index >= 0)
     elif one is not None:
         values = frame[one].to_numpy(np.float64)
-        bad = np.isnan(values)
+        bad = np.isnan(values) & (classes != UNKNOWN)
     else:
         return None
-    if bad.all():  # a column that nobody filled, as of annotations
+    if np.isnan(values).all():  # a column that nobody filled, as of annotations
         return None
     if number := int(bad.sum()):
-        raise InputError(f"expected a probability for each nucleus in {file}, found NaN for {number} of {len(bad)}")
+        raise InputError(
+            f"expected a probability for each typed nucleus in {file}, found NaN for {number} of {len(bad)}"
+        )
     return values
 
 
