@@ -143,6 +143,25 @@ def with_names(counts: Counts, genes: list[str]) -> Counts:
 
 
 @contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread.
+
+    Sums that threads share depend in their last digits on how many there are, and neighbours and clusters hang on
+    these: the same seed would give other types on another machine.
+    """
+    import numba
+    from threadpoolctl import threadpool_limits
+
+    before = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        numba.set_num_threads(before)
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -201,7 +220,10 @@ def cluster(
         tell(1, STEPS, "principal components")
         components = min(COMPONENTS, len(part) - 1, (VARIABLE_GENES if large else len(counts.genes)) - 1)
         if components >= 1:
-            sc.pp.pca(logged, n_comps=components, random_state=seed)
+            # the covariance in double precision: exact but for the last digits, which nothing hangs on then
+            sc.pp.pca(
+                logged, n_comps=components, random_state=seed, svd_solver="covariance_eigh", dtype="float64"
+            )  # fmt: skip
         tell(2, STEPS, "neighbours")
         sc.pp.neighbors(
             logged,

@@ -23,13 +23,17 @@ SILENT = frozenset({SHARED, NONE, UNKNOWN})  # a row of these is known and has n
 
 @dataclass(frozen=True)
 class MarkerRow:
-    """A gene as a marker of a fine type; `visual` is its class, or one of `SILENT`."""
+    """A gene as a marker of a fine type; `visual` is its class, or one of `SILENT`.
+
+    `lineage` is what a silent row stands for all the same: a cell type or class that has no class here.
+    """
 
     gene: str
     fine: str
     visual: str
     against: tuple[str, ...] = ()
     source: str = ""
+    lineage: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,8 @@ class MarkerTable:
         """
         once: dict[tuple[str, str, str], MarkerRow] = {}
         for row in rows:
+            if row.visual in (NONE, UNKNOWN) and not row.lineage:
+                row = replace(row, lineage=row.fine)
             key = (current_symbol(row.gene), type_key(row.fine), row.visual)
             before = once.get(key)
             if before is not None and row.against != before.against:
@@ -121,14 +127,17 @@ class MarkerTable:
         """The same markers, speaking for the classes of `taxonomy`.
 
         A fine type that the taxonomy names speaks for that class; any other for the class of its visual
-        class's name, if there is one; else it is silent. Markers that the taxonomy lists itself are added, and
+        class's name, if there is one; else it is silent, and its markers tell clusters that are of none of these
+        classes. Markers that the taxonomy lists itself are added, and
         fine types that no row has are noted.
         """
         kept = set(taxonomy.classes)
-        rows = [
-            replace(r, visual=taxonomy.class_of(r.fine, r.visual), against=tuple(a for a in r.against if a in kept))
-            for r in self.rows
-        ]
+        rows = []
+        for r in self.rows:
+            visual = taxonomy.class_of(r.fine, r.visual)
+            outside = r.visual if visual == UNKNOWN and r.visual not in SILENT else r.lineage
+            against = tuple(a for a in r.against if a in kept)
+            rows.append(replace(r, visual=visual, against=against, lineage=outside if visual in SILENT else ""))
         for name, genes in taxonomy.markers.items():
             rows += [MarkerRow(g, name, name, (), "taxonomy") for g in genes]
         here = {type_key(t) for t in self.types}
@@ -167,6 +176,15 @@ class MarkerTable:
     def classes(self) -> tuple[str, ...]:
         """Classes that have markers, in the taxonomy's order."""
         return tuple(ordered(r.visual for r in self.rows if r.visual not in SILENT))
+
+    @functools.cached_property
+    def lineages(self) -> tuple[str, ...]:
+        """Lineages without a class that have markers: erythroid cells, neurons, what a taxonomy leaves out."""
+        return tuple(sorted({r.lineage for r in self.rows if r.visual in SILENT and r.lineage}))
+
+    def speaks_for_lineages(self, genes: Sequence[str]) -> NDArray[np.bool_]:
+        """For which lineages without a class each gene speaks: bool (genes, lineages)."""
+        return self._take(self._outside, genes)
 
     def votes(self, genes: Sequence[str]) -> NDArray[np.bool_]:
         """For which classes each gene speaks: one vote a class, however many fine types it marks.
@@ -227,6 +245,16 @@ class MarkerTable:
         for name, rows in self._rows_of.items():
             for against in (a for row in rows for a in row.against if a in column):
                 result[self._place[name], column[against]] = True
+        return result
+
+    @functools.cached_property
+    def _outside(self) -> NDArray[np.bool_]:
+        column = {name: j for j, name in enumerate(self.lineages)}
+        result = np.zeros((len(self._place) + 1, len(column)), bool)
+        for name, rows in self._rows_of.items():
+            for row in rows:
+                if row.visual in SILENT and row.lineage:
+                    result[self._place[name], column[row.lineage]] = True
         return result
 
     def _take(self, matrix: NDArray, genes: Sequence[str]) -> NDArray:

@@ -89,6 +89,10 @@ def type_cells(
         When arguments do not go together.
     EnvironmentProblem
         When a CellTypist model is given and CellTypist is not installed.
+
+    Notes
+    -----
+    Everything is computed on one thread, see `stqp.celltyping.clustering.one_thread`.
     """
     if method not in METHODS:
         raise UsageError(f"expected one of the methods {', '.join(METHODS)}, found {method!r}")
@@ -232,6 +236,7 @@ def describe(
                 "fine_type": fine[i],
                 "fine_types": {name: round(weight, 4) for name, weight in list(spoke[i].items())[:10]},
                 "votes": {c: float(v) for c, v in zip(ballot.classes, ballot.votes[i], strict=True)},
+                "votes_without_class": ballot.outside[i] if ballot.outside else {},
                 "margin": float(ballot.margin[i]),
                 "classes": dict(zip(names.tolist(), numbers.tolist(), strict=True)),
                 "top_genes": top_genes(statistics, genes, i),

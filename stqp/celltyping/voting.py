@@ -6,7 +6,8 @@ speaks for, and is as strong as the gene is raised and as many more of the clust
 A raised gene also speaks against the classes that it excludes. Votes are measured against what the panel offers each
 class, and dampened by the share of the class's markers that are lowered: only dampened, as one fine type of a class
 lacks the markers of the others. A cluster whose best two classes are close, or whose best has too few markers, stays
-Unknown.
+Unknown. Lineages without a class (erythroid cells, neurons, whatever a taxonomy leaves out) stand for election, too: a
+cluster that elects one is Unknown, rather than of the class with the most stray markers.
 
 A gene that many clusters share (EPCAM on a slide full of epithelium) is not raised over all other cells together. So a
 gene also speaks where a cluster is well over the gene's base, its level in the lowest quarter of the clusters.
@@ -14,7 +15,7 @@ gene also speaks where a cluster is well over the gene's base, its level in the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,8 @@ class Ballot:
         For each cluster the raised markers: (gene, weight of its vote, classes).
     markers : int64 (k,)
         Raised markers of the best class.
+    outside : list of dict
+        For each cluster the votes of lineages that have no class, those with any.
     """
 
     classes: tuple[str, ...]
@@ -96,6 +99,7 @@ class Ballot:
     why: list[str]
     speakers: list[list[tuple[str, float, list[str]]]]
     markers: Ints
+    outside: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -159,8 +163,10 @@ def vote(statistics: GeneStatistics, genes: list[str], table: Any, base: Base, g
     gates = gates or Gates()
     classes = tuple(table.classes)
     speaks = np.asarray(table.votes(genes), bool)
+    others = np.asarray(table.speaks_for_lineages(genes), bool)
     excludes = np.asarray(table.against(genes), bool) & ~speaks
-    share = speaks / np.maximum(speaks.sum(axis=1, keepdims=True), 1)
+    number_of = np.maximum(speaks.sum(axis=1, keepdims=True) + others.sum(axis=1, keepdims=True), 1)
+    share, share_of_others = speaks / number_of, others / number_of
     sure = statistics.p_adjusted < gates.p
     up = sure & (statistics.log_fold >= gates.log_fold) & (statistics.inside >= gates.inside)
     down = sure & (statistics.log_fold <= -gates.log_fold) & (statistics.outside >= gates.inside)
@@ -174,21 +180,31 @@ def vote(statistics: GeneStatistics, genes: list[str], table: Any, base: Base, g
     lost = gates.lowered * (down @ share) / np.maximum(offers, 1e-9)
     votes = np.clip(strength @ share - strength @ excludes, 0, None) * (1 - lost) / np.where(room > 0, room, 1)
     loud = strength >= LOUD * strength.max(axis=1, keepdims=True, initial=0)
-    number = (loud & (strength > 0)).astype(np.int64) @ speaks.astype(np.int64)
+    counted = (loud & (strength > 0)).astype(np.int64)
+    number = counted @ speaks.astype(np.int64)
+    elsewhere = strength @ share_of_others / np.maximum(share_of_others.sum(axis=0) + offers.mean(), 1e-9)
+    elsewhere = np.where(counted @ others.astype(np.int64) >= gates.markers, elsewhere, 0.0)
+    outside = [
+        {name: float(v) for name, v in zip(table.lineages, row.tolist(), strict=True) if v > 0} for row in elsewhere
+    ]
     decisions, why, margins, markers, speakers = np.full(len(votes), UNKNOWN, object), [], [], [], []
     for i, row in enumerate(votes):
         order = np.argsort(-row, kind="stable")
         best = int(order[0])
-        second = float(row[order[1]]) if len(row) > 1 else 0.0
-        margin = float(1 - second / row[best]) if row[best] > 0 else 0.0
+        second, rival = (float(row[order[1]]), classes[order[1]]) if len(row) > 1 else (0.0, "")
+        if outside[i]:
+            lineage, loudest = max(outside[i].items(), key=lambda item: item[1])
+            second, rival = (loudest, lineage) if loudest > second else (second, rival)
+        margin = max(0.0, float(1 - second / row[best])) if row[best] > 0 else 0.0
         margins.append(margin)
         markers.append(int(number[i, best]))
-        if row[best] <= 0:
+        if second > row[best]:
+            why.append(f"the markers of {rival} lead, which have no class")
+        elif row[best] <= 0:
             why.append("no marker of a class is raised")
         elif number[i, best] < gates.markers:
             why.append(f"{classes[best]} leads with {number[i, best]} raised marker, and {gates.markers} are asked for")
         elif margin < gates.margin:
-            rival = classes[order[1]]
             why.append(f"{classes[best]} and {rival} are too close: margin {margin:.2f}, {gates.margin:g} is asked for")
         else:
             decisions[i] = classes[best]
@@ -198,7 +214,7 @@ def vote(statistics: GeneStatistics, genes: list[str], table: Any, base: Base, g
         speakers.append(
             [(genes[g], float(strength[i, g]), [classes[c] for c in np.flatnonzero(speaks[g])]) for g in spoke]
         )
-    return Ballot(classes, votes, np.array(margins), decisions, why, speakers, np.array(markers, np.int64))
+    return Ballot(classes, votes, np.array(margins), decisions, why, speakers, np.array(markers, np.int64), outside)
 
 
 def fine_types(ballot: Ballot, table: Any) -> tuple[Objects, list[dict[str, float]]]:
