@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stqp.errors import InputError
+from stqp.celltyping.counts import Counts
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Objects = NDArray[np.object_]
 Progress = Callable[[int, int, str], None]
 
 TARGET_SUM = 1e4
@@ -26,28 +25,6 @@ VARIABLE_GENES = 2000
 SMALLEST = 2  # cells of a cluster; one cell alone cannot be tested
 STEPS = 8
 EXACT_CELLS = 60_000  # up to here exact neighbours are as fast as approximate ones, with what these compile
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Checked counts of genes.
-
-    Attributes
-    ----------
-    matrix
-        scipy CSR (n, g), float32, whole numbers.
-    genes : object (g,)
-        Names, each once.
-    totals : float64 (n,)
-        Counts of each cell.
-    notes
-        What was mended, one sentence each.
-    """
-
-    matrix: Any
-    genes: Objects
-    totals: Floats
-    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -77,71 +54,6 @@ class GeneStatistics:
         return np.argsort(-self.score[cluster], kind="stable")
 
 
-def checked_counts(adata: Any, name: str = "the expression") -> Counts:
-    """Take the counts of genes out of an AnnData, or say why they are none.
-
-    Parameters
-    ----------
-    adata
-        ``layers["counts"]`` if there is one, else ``X``; with ``var["feature_types"]``, genes only.
-    name
-        What it is, for messages.
-
-    Raises
-    ------
-    InputError
-        When there are no cells, genes or counts, or values that are not counts: negative, not whole, not finite.
-    """
-    from scipy import sparse
-
-    matrix = adata.layers.get("counts", adata.X)
-    if matrix is None or 0 in matrix.shape:
-        raise InputError(f"expected cells and genes in {name}, found {adata.n_obs} cells and {adata.n_vars} genes")
-    matrix = sparse.csr_matrix(matrix, copy=False).astype(np.float32)
-    genes = np.array([str(g) for g in adata.var_names], object)
-    if "feature_types" in adata.var:
-        of_genes = np.asarray(adata.var["feature_types"].astype(str)) == "Gene Expression"
-        if of_genes.any() and not of_genes.all():
-            matrix, genes = matrix[:, of_genes], genes[of_genes]
-    values = matrix.data
-    if not len(values) or not np.any(values):
-        raise InputError(
-            f"expected counts in {name}, found zeros only in {len(genes)} genes of {matrix.shape[0]} cells"
-        )
-    if not np.isfinite(values).all():
-        raise InputError(f"expected counts in {name}, found values that are not finite")
-    if values.min() < 0:
-        raise InputError(
-            f"expected counts in {name}, found negative values ({values.min():g}); give them before scaling"
-        )
-    fractions = values[values != np.rint(values)]
-    if len(fractions):
-        raise InputError(
-            f"expected counts, whole numbers, in {name}, found {fractions[0]:.4g}: these are normalised already; "
-            "give the raw counts, as X or as the layer 'counts'"
-        )
-    matrix.eliminate_zeros()
-    matrix.sort_indices()
-    counts = Counts(matrix, genes, np.asarray(matrix.sum(axis=1), np.float64).ravel(), [])
-    return with_names(counts, genes.tolist())
-
-
-def with_names(counts: Counts, genes: list[str]) -> Counts:
-    """The counts under other names; those of genes that share one are added up."""
-    from scipy import sparse
-
-    names, first, inverse = np.unique(np.array(genes, str), return_index=True, return_inverse=True)
-    if len(names) == len(genes):
-        return Counts(counts.matrix, np.array(genes, object), counts.totals, counts.notes)
-    twice = names[np.bincount(inverse) > 1].tolist()
-    note = f"{len(twice)} genes are there more than once, and their counts were added: {', '.join(twice[:5])}"
-    place = np.argsort(np.argsort(first))  # keep the order of the file
-    fold = sparse.csr_matrix((np.ones(len(genes), np.float32), (np.arange(len(genes)), place[inverse])))
-    matrix = sparse.csr_matrix(counts.matrix @ fold)
-    matrix.sort_indices()
-    return Counts(matrix, np.array(genes, object)[np.sort(first)], counts.totals, [*counts.notes, note])
-
-
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Compute on one thread.
@@ -149,8 +61,8 @@ def one_thread() -> Iterator[None]:
     Sums that threads share depend in their last digits on how many there are, and neighbours and clusters hang on
     these: the same seed would give other types on another machine.
     """
-    import numba
-    from threadpoolctl import threadpool_limits
+    import numba  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     before = numba.get_num_threads()
     numba.set_num_threads(1)

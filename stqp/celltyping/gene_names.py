@@ -210,6 +210,14 @@ def harmonise(genes: Sequence[str], table: "MarkerTable") -> tuple[list[str], Ge
     return names, report
 
 
+def known_genes(genes: Sequence[str], table: "MarkerTable") -> int:
+    """How many of some genes `harmonise` would find in the table."""
+    try:
+        return harmonise(genes, table)[1].found
+    except InputError:
+        return 0
+
+
 def _orthologue(name: str, species: str, known: dict[str, str]) -> str | None:
     if species == MOUSE:
         return known.get(to_human(name))

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stqp.celltyping.clustering import STEPS, Counts, Progress, checked_counts, cluster, rank_genes, with_names
-from stqp.celltyping.gene_names import harmonise, species_of
+from stqp.celltyping.clustering import STEPS, Progress, cluster, one_thread, rank_genes
+from stqp.celltyping.counts import Counts, best_named, checked_counts, with_names
+from stqp.celltyping.gene_names import current_symbol, harmonise, known_genes, species_of, to_mouse
 from stqp.celltyping.gene_sets import proliferation_genes, tumour_genes
 from stqp.celltyping.markers import MarkerTable
+from stqp.celltyping.pathologist import Said
 from stqp.celltyping.result import Typing, top_genes
 from stqp.celltyping.taxonomies import Taxonomy
 from stqp.errors import InputError, UsageError
@@ -23,6 +25,19 @@ RESOLUTION = 2.0  # of method stqp; fine enough for its classes, and its cells a
 MIN_COUNTS = 3  # counts without which a cell is Unknown
 CLUSTER_COUNTS = 5  # counts of cells that make the clusters
 LEAST_SCORE = 0.6  # of a cell's class; below, Unknown
+_USED_BY = {
+    "markers": ("stqp", "paper"),
+    "taxonomy": ("stqp", "reference", "labels"),
+    "resolution": ("stqp", "paper"),
+    "reference": ("reference",),
+    "reference_key": ("reference",),
+    "labels": ("labels",),
+    "label_key": ("labels",),
+    "class_map": ("reference", "labels"),
+    "normal_clusters": ("stqp",),
+    "normal_region": ("stqp",),
+    "tumour_genes": ("stqp", "paper"),
+}
 CONTRARY = 3  # counts of markers of another class alone, without one of its own, that contradict a class
 
 
@@ -40,9 +55,11 @@ def type_cells(
     label_key: str | None = None,
     class_map: str | Path | None = None,
     neoplastic_clusters: Collection[int] | None = None,
+    normal_clusters: Collection[int] | None = None,
     tumour_cells: NDArray[np.bool_] | None = None,
+    normal_cells: NDArray[np.bool_] | None = None,
     tumour: Collection[str] | None = None,
-    origin: Collection[str] = ("Epithelial",),
+    tumour_origin: str = "epithelial",
     name: str = "the expression",
     progress: Progress | None = None,
 ) -> Typing:
@@ -70,12 +87,17 @@ def type_cells(
         For ``labels``: as `stqp.sources.labels.read_labels` takes them; the map also serves ``reference``.
     neoplastic_clusters
         Clusters that a pathologist names as the tumour; evidence is recorded and does not decide then.
+    normal_clusters
+        Clusters that a pathologist names as normal: they are no tumour, and evidence is held against them.
     tumour_cells : bool (n,)
-        Cells in a region that a pathologist drew: those of an origin's class are Neoplastic, and no others.
+        Cells in a region that a pathologist drew: those of the origin's class are Neoplastic, and no others.
+    normal_cells : bool (n,)
+        Cells in a region that a pathologist drew: none is a tumour's, and evidence is held against those of the
+        origin's class.
     tumour
         Tumour genes; the shipped ones when None.
-    origin
-        Classes that a tumour may come from.
+    tumour_origin : {"epithelial", "melanocytic", "stromal", "haematopoietic"}
+        What a tumour may come from.
     name
         What `adata` is, for messages.
     progress
@@ -98,46 +120,101 @@ def type_cells(
         raise UsageError(f"expected one of the methods {', '.join(METHODS)}, found {method!r}")
     if resolution is not None and not resolution > 0:
         raise UsageError(f"the resolution is above 0, found {resolution:g}")
+    said = Said(
+        _numbers(neoplastic_clusters), tumour_cells, _numbers(normal_clusters), normal_cells, tumour_origin, taxonomy
+    )
+    given = {
+        "markers": markers, "taxonomy": taxonomy, "resolution": resolution, "reference": reference,
+        "reference_key": reference_key, "labels": labels, "label_key": label_key, "class_map": class_map,
+        "normal_clusters": normal_clusters, "normal_region": normal_cells, "tumour_genes": tumour,
+    }  # fmt: skip
+    for option, value in given.items():
+        if value is not None and method not in _USED_BY[option]:
+            raise UsageError(
+                f"--{option.replace('_', '-')} has no part in the method {method}; it is for "
+                f"{' and '.join(_USED_BY[option])}"
+            )
+    with one_thread():
+        if method in ("reference", "labels"):
+            result = _by_others(
+                adata, method, reference, reference_key, labels, label_key, class_map, said, seed, name, progress
+            )
+        else:
+            result = _by_markers(adata, method, markers, resolution, seed, species, tumour, said, name, progress)
+    if progress is not None:
+        progress(STEPS, STEPS, "done")
+    return result
+
+
+def _numbers(clusters: Collection[int] | None) -> list[int] | None:
+    return None if clusters is None else [int(c) for c in clusters]
+
+
+def _by_others(
+    adata: Any,
+    method: str,
+    reference: str | Path | None,
+    reference_key: str | None,
+    labels: str | Path | None,
+    label_key: str | None,
+    class_map: str | Path | None,
+    said: Said,
+    seed: int,
+    name: str,
+    progress: Progress | None,
+) -> Typing:
+    """Types that a reference or the user gave; what a pathologist said decides after them."""
+    from stqp.celltyping.reference import by_labels, by_reference
+
     if method == "labels":
-        from stqp.celltyping.reference import by_labels
-
         if labels is None:
-            raise UsageError("the method labels needs the file of labels")
-        return by_labels(adata, labels, label_key, class_map)
-    counts = checked_counts(adata, name)
-    if method == "reference":
-        from stqp.celltyping.reference import by_reference
-
+            raise UsageError("the method labels needs the file of labels (--labels)")
+        result = by_labels(adata, labels, label_key, class_map, said.taxonomy)
+    else:
         if reference is None:
             raise UsageError("the method reference needs --reference, an .h5ad of labelled cells or a CellTypist model")
-        return by_reference(adata, counts, Path(reference), reference_key, class_map, seed, progress)
+        counts = checked_counts(adata, name)
+        result = by_reference(
+            adata, counts, Path(reference), reference_key, class_map, said.taxonomy, seed, progress
+        )  # fmt: skip
+    said.check(len(result.clusters))
+    result.classes = said.decide(result.cluster, result.classes, result.fine, result.clusters)
+    result.summary["neoplastic"] = {"decided_by": said.by if said.decides else method, **said.to_json()}
+    return result
+
+
+def _by_markers(
+    adata: Any,
+    method: str,
+    markers: MarkerTable | str | Path | None,
+    resolution: float | None,
+    seed: int,
+    species: str,
+    tumour: Collection[str] | None,
+    said: Said,
+    name: str,
+    progress: Progress | None,
+) -> Typing:
+    """Clusters that markers name."""
+    counts = checked_counts(adata, name)
     if isinstance(markers, MarkerTable):
         table = markers
     else:
         table = MarkerTable.shipped(species) if markers is None else MarkerTable.read(markers)
-    if taxonomy is not None and method == "stqp":
-        table = table.with_taxonomy(taxonomy)
+    if said.taxonomy is not None:
+        table = table.with_taxonomy(said.taxonomy)
+    counts = best_named(counts, lambda names: known_genes(names, table))
     names, report = harmonise(counts.genes.tolist(), table)
     counts = with_names(counts, names)
     genes = counts.genes.tolist()
     found = species if species != "auto" else species_of(genes)
     organism = "mouse" if found == "mouse" else "human"
-    if tumour is not None:
-        tumours = list(tumour)
-    elif method == "paper":
-        tumours = tumour_genes(organism, lineage=True)  # the paper's census holds genes of lineages, too
-    else:
-        wide = tumour_genes(organism, lineage=True)
-        speak = np.asarray(table.votes(wide), bool)
-        # a gene of a lineage that marks none of this table cannot be mistaken for a marker
-        tumours = [
-            *tumour_genes(organism),
-            *(g for g, votes in zip(wide, speak.tolist(), strict=True) if not any(votes)),
-        ]
+    tumours = _tumour_genes(method, organism, table, tumour, genes)
     dividing = proliferation_genes(organism)
     parameters: dict[str, Any] = {
         "method": method,
         "markers": table.name,
+        "taxonomy": None if said.taxonomy is None else said.taxonomy.name,
         "seed": seed,
         "resolution": resolution,
         "species": report.species,
@@ -146,20 +223,37 @@ def type_cells(
         from stqp.celltyping import paper
 
         parameters["resolution"] = resolution or paper.RESOLUTION
-        result = _by_paper(adata, counts, table, tumours, parameters, progress)
+        result = _by_paper(adata, counts, table, tumours, said, parameters, progress)
     else:
         from stqp.celltyping.stqp_method import by_stqp
 
         parameters["resolution"] = resolution or RESOLUTION
-        decided = None if neoplastic_clusters is None else [int(c) for c in neoplastic_clusters]
-        result = by_stqp(
-            adata, counts, table, tumours, dividing, tuple(origin), decided, tumour_cells, parameters, progress
-        )
+        result = by_stqp(adata, counts, table, tumours, dividing, said, parameters, progress)
     result.summary["genes"] = report.to_json()
     result.summary["notes"] = [*counts.notes, *report.sentences(), *table.notes, *result.summary.get("notes", [])]
-    if progress is not None:
-        progress(STEPS, STEPS, "done")
     return result
+
+
+def _tumour_genes(
+    method: str, organism: str, table: MarkerTable, tumour: Collection[str] | None, genes: list[str]
+) -> list[str]:
+    """Tumour genes, as the panel names them."""
+    if tumour is not None:
+        symbols = {current_symbol(g): g for g in genes}
+        wanted = [s for g in tumour for s in (current_symbol(g), *(to_mouse(g) if organism == "mouse" else ()))]
+        found = list(dict.fromkeys(symbols[s] for s in wanted if s in symbols))
+        if not found:
+            raise InputError(
+                f"none of the {len(tumour)} tumour genes given ({', '.join(list(tumour)[:3])}) is on the panel "
+                f"({', '.join(genes[:3])}, ...); give genes of the panel, or leave out --tumour-genes"
+            )
+        return found
+    wide = tumour_genes(organism, lineage=True)
+    if method == "paper":
+        return wide  # the paper's census holds genes of lineages, too
+    speak = np.asarray(table.votes(wide), bool)
+    # a gene of a lineage that marks none of this table cannot be mistaken for a marker
+    return [*tumour_genes(organism), *(g for g, v in zip(wide, speak.tolist(), strict=True) if not any(v))]
 
 
 def clustered(counts: Counts, resolution: float, seed: int, least: float, progress: Progress | None) -> tuple[Any, Any]:
@@ -180,6 +274,7 @@ def _by_paper(
     counts: Counts,
     table: MarkerTable,
     tumours: list[str],
+    said: Said,
     parameters: dict[str, Any],
     progress: Progress | None,
 ) -> Typing:
@@ -205,8 +300,19 @@ def _by_paper(
         "top_m": paper.TOP_M,
         "tau_cancer": paper.TAU_CANCER,
     }
-    summary = {"parameters": parameters, "notes": ["the confidence of the paper's method is the share of the votes"]}
-    return Typing(cell_ids(adata), classes, confidence, labels, np.concatenate([fine, [None]])[labels], rows, summary)
+    fine_of = np.concatenate([fine, [None]])[labels]
+    said.check(k)
+    classes = said.decide(labels, classes, fine_of, rows)
+    summary = {
+        "parameters": parameters,
+        "unknown": {"its cluster has no class": int((classes == UNKNOWN).sum())},
+        "neoplastic": {
+            "decided_by": said.by if said.decides else f"more than {paper.TAU_CANCER:.0%} cancer genes",
+            **said.to_json(),
+        },
+        "notes": ["the confidence of the paper's method is the share of the votes"],
+    }
+    return Typing(cell_ids(adata), classes, confidence, labels, fine_of, rows, summary)
 
 
 def cell_ids(adata: Any) -> NDArray[np.object_]:

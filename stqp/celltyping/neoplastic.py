@@ -1,8 +1,8 @@
 """Which epithelial clusters are a tumour's, by evidence: tumour genes against chance, and proliferation.
 
 A panel is no random draw of genes. So the tumour genes of a cluster are compared with other genes of the same panel
-that are expressed as strongly, and the cluster with the least raised epithelium of the slide, where there is more than
-one.
+that are expressed as strongly, and the cluster with normal epithelium: what is named as such, else the least raised
+epithelium of the slide, where there is more than one cluster of it, else all other cells.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Objects = NDArray[np.object_]
+Ints = NDArray[np.int64]
 
-ORIGIN = ("Epithelial",)
 NEOPLASTIC = "Neoplastic"
 DRAWS = 9_999
 ALPHA = 0.005  # of all candidates together
@@ -67,14 +66,15 @@ class Evidence:
 def judge(
     profiles: Floats,
     weights: Floats,
-    decision: Objects,
+    candidates: Ints,
     genes: Sequence[str],
     tumour: Collection[str],
     proliferation: Collection[str],
-    origin: Collection[str] = ORIGIN,
+    normal: Floats | None = None,
+    what: str = "",
     seed: int = 0,
 ) -> list[Evidence]:
-    """Weigh the evidence for a tumour in every cluster of the given classes.
+    """Weigh the evidence for a tumour in every cluster that it may come from.
 
     Parameters
     ----------
@@ -82,18 +82,19 @@ def judge(
         Share of each gene in each cluster's counts.
     weights : float64 (k,)
         Share of the cells.
-    decision : object (k,)
-        Class of each cluster.
+    candidates : int64 (m,)
+        Clusters of the classes that a tumour may come from.
     genes
         Names, as those of the gene sets.
     tumour, proliferation
         Gene sets.
-    origin
-        Classes that a tumour may come from.
+    normal : float64 (g,), optional
+        Share of each gene in what is known to be normal.
+    what
+        What that is, for the record.
     seed
         Of the random draws.
     """
-    candidates = np.flatnonzero(np.isin(decision.astype(str), list(origin)))
     if not len(candidates):
         return []
     names = np.asarray(genes, dtype=object).astype(str)
@@ -106,10 +107,12 @@ def judge(
     rng = np.random.default_rng(seed)
     draws = {name: _draws(rng, np.flatnonzero(of), bins, free) for name, of in sets.items()}
     several = len(candidates) > 1
-    against = "the least raised epithelium" if several else "all other cells"
+    against = what if normal is not None else "the least raised of these clusters" if several else "all other cells"
     result = []
     for cluster in candidates.tolist():
-        if several:
+        if normal is not None:
+            reference = normal
+        elif several:
             reference = np.quantile(profiles[candidates], 0.25, axis=0, method="lower")
         else:
             others = np.where(np.arange(len(weights)) == cluster, 0, weights)
@@ -130,7 +133,7 @@ def judge(
             why = f"the panel has {on_panel} tumour genes, too few to judge by"
         else:
             why = (
-                f"tumour genes are raised {excess:+.2f} (log2) beyond genes as strong, p {p:.2g}, "
+                f"against {against} tumour genes are raised {excess:+.2f} (log2) beyond genes as strong, p {p:.2g}, "
                 f"proliferation {dividing:+.2f}, p {p_prolif:.2g}, {len(up)} of {on_panel} tumour genes doubled"
             )
         result.append(Evidence(cluster, excess, p, dividing, p_prolif, names[up].tolist(), against, bool(yes), why))

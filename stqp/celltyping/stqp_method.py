@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stqp.celltyping import methods, neoplastic, spillover, voting
-from stqp.celltyping.clustering import STEPS, Counts, Progress, rank_genes
+from stqp.celltyping.clustering import STEPS, Progress, rank_genes
 from stqp.celltyping.confidence import calibrate, class_scores, name_confidence
+from stqp.celltyping.counts import Counts
 from stqp.celltyping.markers import MarkerTable
+from stqp.celltyping.pathologist import Said
 from stqp.celltyping.result import Typing
-from stqp.errors import UsageError
 from stqp.taxonomy import UNKNOWN
 
 
@@ -23,9 +24,7 @@ def by_stqp(
     table: MarkerTable,
     tumours: list[str],
     dividing: list[str],
-    origin: tuple[str, ...],
-    decided: list[int] | None,
-    tumour_cells: NDArray[np.bool_] | None,
+    said: Said,
     parameters: dict[str, Any],
     progress: Progress | None,
 ) -> Typing:
@@ -66,17 +65,32 @@ def by_stqp(
     classes = np.append(np.array(names, object), UNKNOWN)[np.where(doubt, -1, best)]
     confidence = calibration(score) * np.append(name_confidence(ballot.margin), 0.0)[labels]
     confidence = np.where(classes == UNKNOWN, 0.0, confidence)
+    fine_of = np.concatenate([fine, [None]])[labels]
+    fine_of[classes == UNKNOWN] = None
+    said.check(k)
+    normal, what = said.normal_profile(mixture.profiles, mixture.weights, counts.matrix, classes, fine_of)
+    candidates = said.from_origin(ballot.decision, fine)
+    candidates[np.array(said.normal_clusters or [], np.int64)] = False
     judged = neoplastic.judge(
-        mixture.profiles, mixture.weights, ballot.decision, genes, tumours, dividing, origin, seed
+        mixture.profiles, mixture.weights, np.flatnonzero(candidates), genes, tumours, dividing, normal, what, seed
     )
-    tumour, how = _tumour(judged, decided, tumour_cells, labels, classes, origin, k)
-    classes = np.where(tumour, neoplastic.NEOPLASTIC, classes)
-    decision, why = ballot.decision.copy(), list(ballot.why)
-    for found in judged:
-        why[found.cluster] += f"; {found.why}"
-    if tumour_cells is None:
-        chosen = decided if decided is not None else [e.cluster for e in judged if e.neoplastic]
-        decision[np.array(chosen, np.int64)] = neoplastic.NEOPLASTIC
+    found = [e.cluster for e in judged if e.neoplastic]
+    decision, why, notes = ballot.decision.copy(), list(ballot.why), []
+    for evidence in judged:
+        why[evidence.cluster] += f"; {evidence.why}"
+    for number in said.normal_clusters or ():
+        why[number] += "; named as normal"
+    if said.tumour_class is not None:
+        classes = np.where(said.tumour(labels, classes, fine_of, found), said.tumour_class, classes)
+        if said.tumour_cells is None:
+            decision[np.array(found if said.tumour_clusters is None else said.tumour_clusters, np.int64)] = (
+                said.tumour_class
+            )
+    elif found:
+        notes.append(
+            f"evidence speaks for a tumour in {len(found)} clusters, and the taxonomy has no class for it; "
+            "add [classes.Neoplastic], or a class whose parent it is"
+        )
     ballot = dataclasses.replace(ballot, decision=decision, why=why)
     rows = methods.describe(labels, classes, ballot, fine, spoke, statistics, genes)
     parameters |= {
@@ -91,10 +105,14 @@ def by_stqp(
         "unknown": {reason: int(at.sum()) for reason, at in reasons.items()},
         "offers": dict(zip(table.classes, np.asarray(table.offers(genes)).tolist(), strict=True)),
         "confidence": calibration.to_json(),
-        "neoplastic": {"decided_by": how, "evidence": [e.to_json() for e in judged]},
+        "neoplastic": {
+            "decided_by": said.by,
+            **said.to_json(),
+            "tumour_genes_on_panel": sorted(set(genes) & set(tumours)),
+            "evidence": [e.to_json() for e in judged],
+        },
+        "notes": notes,
     }
-    fine_of = np.concatenate([fine, [None]])[labels]
-    fine_of[classes == UNKNOWN] = None
     return Typing(methods.cell_ids(adata), classes, confidence, labels, fine_of, rows, summary)
 
 
@@ -149,31 +167,6 @@ def _reasons(
         result[reason] = of & ~seen
         seen |= of
     return result
-
-
-def _tumour(
-    judged: list[neoplastic.Evidence],
-    decided: list[int] | None,
-    region: NDArray[np.bool_] | None,
-    labels: NDArray[np.int64],
-    classes: NDArray[np.object_],
-    origin: tuple[str, ...],
-    k: int,
-) -> tuple[NDArray[np.bool_], str]:
-    """Cells of the tumour, and who decided."""
-    if decided is not None:
-        wrong = [c for c in decided if not 0 <= c < k]
-        if wrong:
-            raise UsageError(f"there is no cluster {wrong[0]}; clusters are 0 to {k - 1} (clusters.csv lists them)")
-        tumour = np.isin(labels, decided)
-        if region is not None:
-            tumour &= region
-        return tumour & (classes != UNKNOWN), "the clusters that were named"
-    if region is not None:
-        return region & np.isin(classes.astype(str), origin), "the region that was drawn"
-    return np.isin(labels, [e.cluster for e in judged if e.neoplastic]) & np.isin(
-        classes.astype(str), origin
-    ), "evidence"
 
 
 def _text(labels: NDArray[np.int64]) -> Any:

@@ -1,10 +1,11 @@
 """Made-up slides on the real panels of 10x, with what typing does not assume.
 
-Every cell type that the panel annotates with three genes or more is a type of the slide, its class that of the explicit
-table of fine types. Some annotated genes are silent in their type, some speak in others of the same class (more of those
-that several types share), a few softly in another class; counts scatter beyond Poisson's, gene by gene; a part of every cell is ambient RNA; counts drop out; cells
-differ in depth, types too; some cells are two, as where a segmentation joins neighbours; some types are rare. Types
-without a class (neurons, erythroid cells) have the truth Unknown.
+Every cell type that the panel annotates with three genes or more is a type of the slide, its class that of the
+explicit table of fine types. Some annotated genes are silent in their type, some speak in others of the same class
+(more of those that several types share), a few softly in another class; counts scatter beyond Poisson's, gene by
+gene; a part of every cell is ambient RNA; counts drop out; cells differ in depth, types too; some cells are two, as
+where a segmentation joins neighbours; some types are rare. Types without a class (neurons, erythroid cells) have the
+truth Unknown.
 """
 
 import csv
@@ -118,8 +119,8 @@ def scores(truth: Any, found: Any, doublet: Any = None) -> dict[str, float]:
     """What came out, over the classes that the slide has.
 
     Macro-F1 where Unknown is a miss; the share of typable cells that got a class, and the share of these that got
-    the right one; the share of Unknown cells that have no class or are doublets of two classes. Neoplastic counts as the
-    epithelium that it comes from: some panels annotate types of tumours, which the truth does not know.
+    the right one; the share of Unknown cells that have no class or are doublets of two classes. Neoplastic counts as
+    the epithelium that it comes from: some panels annotate types of tumours, which the truth does not know.
     """
     truth, found = np.asarray(truth, object), np.asarray(found, object)
     found = np.where(found == NEOPLASTIC, "Epithelial", found)

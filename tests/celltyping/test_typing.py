@@ -8,8 +8,9 @@ from celltyping.slides import macro_f1, slide
 from scipy import sparse
 
 from stqp.celltyping import paper, spillover
-from stqp.celltyping.clustering import GeneStatistics, checked_counts, with_names
+from stqp.celltyping.clustering import GeneStatistics
 from stqp.celltyping.confidence import reliability_of
+from stqp.celltyping.counts import checked_counts, with_names
 from stqp.celltyping.markers import MarkerRow, MarkerTable
 from stqp.celltyping.methods import type_cells
 from stqp.celltyping.neoplastic import judge
@@ -192,14 +193,14 @@ def test_tumour_genes_of_chance_are_no_tumour():
     rng = np.random.default_rng(0)
     genes = [f"G{i}" for i in range(300)]
     profiles = rng.dirichlet(np.ones(300) * 5, 4)
-    decision = np.array(["Epithelial"] * 3 + ["Connective"], object)
-    found = judge(profiles, np.full(4, 0.25), decision, genes, genes[:10], genes[10:15])
+    epithelium = np.arange(3)
+    found = judge(profiles, np.full(4, 0.25), epithelium, genes, genes[:10], genes[10:15])
     assert [e.cluster for e in found] == [0, 1, 2] and not any(e.neoplastic for e in found)
     profiles[0, :10] *= 6
     profiles[0] /= profiles[0].sum()
-    found = judge(profiles, np.full(4, 0.25), decision, genes, genes[:10], genes[10:15])
+    found = judge(profiles, np.full(4, 0.25), epithelium, genes, genes[:10], genes[10:15])
     assert [e.neoplastic for e in found] == [True, False, False] and found[0].raised
-    few = judge(profiles, np.full(4, 0.25), decision, genes, genes[:2], ())
+    few = judge(profiles, np.full(4, 0.25), epithelium, genes, genes[:2], ())
     assert "too few" in few[0].why and not few[0].neoplastic
 
 
