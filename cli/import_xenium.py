@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 from stqp_cli.common import PATH, backend_option, json_option, progress_bar, report, set_up_logging, verbose_option
+from stqp_cli.typing_options import typing_options
 
 from stqp.files import without_nan
 from stqp.record import RunRecord
@@ -18,6 +19,7 @@ Examples:
       --labels outs/analysis/clustering/gene_expression_graphclust/clusters.csv
   stqp import-xenium outs --he he.ome.tif --alignment keypoints.csv --project slide \\
       --labels typed.h5ad --label-key cell_type --as detections
+  stqp import-xenium outs --he he.ome.tif --alignment identity --project slide --type stqp --taxonomy immune.toml
   stqp import-xenium --manifest cohort.csv --project cohort --nuclei-source masks
 
 The alignment is what Xenium Explorer exports: a 3x3 csv that maps H&E pixels to morphology pixels,
@@ -72,13 +74,19 @@ corrected or deleted in QuPath since.
 @click.option("--project", required=True, type=PATH, metavar="DIR", help="QuPath project; made where there is none.")
 @click.option("--labels", type=PATH, metavar="FILE", help="Labels of the cells. Without, every nucleus is Unknown.")
 @click.option("--label-key", metavar="KEY", help="Column of the labels; for .h5ad of obs.")
-@click.option("--class-map", type=PATH, metavar="FILE", help="csv label,class: from labels to visual classes.")
+@click.option(
+    "--class-map",
+    type=PATH,
+    metavar="FILE",
+    help="csv label,class: of labels, or of a reference.",
+)
 @click.option(
     "--type",
     "cell_types",
-    type=click.Choice(["stqp", "paper"]),
-    help="Type the cells by their counts in place of labels; stqp label has all options.",
+    type=click.Choice(["stqp", "paper", "reference"]),
+    help="Type the cells by their counts, as stqp label does, in place of labels.",
 )
+@typing_options
 @click.option("--name", help="Name of the sample. Default: the region's own.")
 @click.option(
     "--as",
@@ -186,6 +194,7 @@ def _classes(record: RunRecord) -> list[str]:
     classes = record.results["classes"]
     width = max(map(len, classes), default=0)
     return [
+        *(f"note: {note}" for note in record.results.get("notes", [])),
         "classes of the nuclei written:",
         *(f"  {name:<{width}} {number:>9,}" for name, number in classes.items()),
     ]

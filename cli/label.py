@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 from stqp_cli.common import PATH, json_option, report, set_up_logging, verbose_option
+from stqp_cli.typing_options import typing_options
 
 EPILOG = """\b
 Examples:
@@ -14,7 +15,8 @@ Examples:
   stqp label slide --markers panel.csv --resolution 3
   stqp label slide --method paper --markers panglaodb_markers.tsv
   stqp label slide --neoplastic-clusters 3,7
-  stqp label slide --tumour-region Tumour
+  stqp label slide --tumour-region Tumour --normal-region Normal
+  stqp label slide --taxonomy immune.toml
   stqp label slide --method reference --reference atlas.h5ad --reference-key cell_type
   stqp label slide --method labels --labels mine.csv --class-map class_map.csv
 
@@ -22,8 +24,11 @@ The method stqp (default) clusters the cells, sorts each once more by its own co
 and names a cluster by the markers that set it apart: one vote a gene and class, measured against what the panel
 offers. What is close, sparse or contradictory is Unknown. The method paper repeats arXiv 2604.23481 with its constants.
 
-Nuclei that somebody corrected or accepted stay. typing.json and clusters.csv beside the project (stqp/IMAGE) say
-how each cluster was named and why.
+A cluster of epithelium is Neoplastic by its tumour genes and its proliferation, against what is named as normal or else
+against the least raised epithelium; a pathologist's clusters and regions decide in place of that evidence.
+
+Nuclei that somebody corrected or accepted stay. typing.html, typing.json and clusters.csv beside the project
+(stqp/IMAGE) say how each cluster was named and why. The measurement "Label confidence" of each nucleus is from 0 to 1.
 """
 
 
@@ -68,16 +73,8 @@ def step_bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
     show_default=True,
     help="How the cells are typed.",
 )
-@click.option("--markers", type=PATH, metavar="FILE", help="Marker table: 10x panel, PanglaoDB, CellMarker or csv.")
-@click.option("--taxonomy", type=PATH, metavar="FILE", help="Classes of your own, TOML.")
-@click.option("--resolution", type=click.FloatRange(0, min_open=True), help="Of Leiden. Default: 2; paper 4.")
-@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same types.")
-@click.option(
-    "--species", type=click.Choice(["auto", "human", "mouse"]), default="auto", show_default=True, help="Of the genes."
-)
+@typing_options
 @click.option("--h5ad", type=PATH, metavar="FILE", help="Counts in place of those beside the project.")
-@click.option("--reference", type=PATH, metavar="FILE", help="Labelled .h5ad, or a CellTypist model (.pkl).")
-@click.option("--reference-key", metavar="KEY", help="Column of the reference's types in obs.")
 @click.option("--labels", type=PATH, metavar="FILE", help="For --method labels: cell_id,label.")
 @click.option("--label-key", metavar="KEY", help="Column of the labels.")
 @click.option("--class-map", type=PATH, metavar="FILE", help="csv label,class, for labels and reference.")
@@ -87,8 +84,14 @@ def step_bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
     metavar="3,7",
     help="Clusters that are the tumour; evidence is recorded.",
 )
-@click.option("--tumour-region", metavar="NAME", help="Annotations whose epithelial cells are the tumour.")
-@click.option("--tumour-genes", type=PATH, metavar="FILE", help="Tumour genes of your own, one a line.")
+@click.option("--tumour-region", metavar="NAME", help="Annotations whose cells of its origin are the tumour.")
+@click.option(
+    "--normal-clusters",
+    callback=_numbers,
+    metavar="0,2",
+    help="Clusters that are normal; a tumour is held against them.",
+)
+@click.option("--normal-region", metavar="NAME", help="Annotations of normal tissue; evidence is held against it.")
 @json_option
 @verbose_option
 def command(as_json: bool, verbose: bool, project: Path, **options: Any) -> None:
@@ -105,4 +108,5 @@ def command(as_json: bool, verbose: bool, project: Path, **options: Any) -> None
             names = list(dict.fromkeys([*found["cells"], *found["nuclei"]]))
             width = max(map(len, names), default=0)
             lines += [f"  {n:<{width}} {found['cells'].get(n, 0):>9,} {found['nuclei'].get(n, 0):>9,}" for n in names]
+            lines.append(f"report: {found['report']}")
     report(record, as_json, *lines)

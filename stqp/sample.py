@@ -123,8 +123,9 @@ class SpatialSample:
     genes, gene_ids : object (genes,)
         Names and ids.
     extra : dict
-        ``control_kinds``: counts of each type of control, int64 (c,). ``proteins``, float32 (c, proteins), and
-        ``protein_names``: intensities, where the run has them.
+        ``control_kinds``: counts of each type of control, int64 (c,). ``untyped_cells``: cells that a filter found
+        badly measured, bool (c,); their nuclei are Unknown whatever types them. ``proteins``, float32
+        (c, proteins), and ``protein_names``: intensities, where the run has them.
     """
 
     id: str
@@ -165,6 +166,8 @@ class SpatialSample:
             },
             index=pd.Index(cells.ids, name="cell_id", dtype=object),
         )
+        if np.any(self.extra.get("untyped_cells", False)):
+            obs["untyped"] = self.extra["untyped_cells"]
         for kind, number in self.extra.get("control_kinds", {}).items():
             obs[f"{kind.lower().replace(' ', '_')}_counts"] = number
         names = pd.Index(self.genes, dtype=object)

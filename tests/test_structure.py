@@ -31,6 +31,8 @@ EXCEPTIONS = {
     ("training/validation.py", "inference.postprocess"),
     ("training/validation.py", "evaluation.overlap"),
     ("training/validation.py", "evaluation.scores"),
+    # the report of a typing takes its place together with what it reports, or not at all
+    ("importing/typing.py", "report.typing"),
 }
 
 

@@ -19,9 +19,9 @@ Ints = NDArray[np.int64]
 
 SIMULATED = 4_000
 BINS = 10
-# share of rightly named clusters by margin: fitted to 2,149 clusters with a known truth, named by two marker tables, of
-# 36 simulated and thinned slides and of 40 on real panels with scatter, ambient RNA and doublets (0.85 right at a margin
-# of 0.3, 0.93 at 0.5, 0.97 at 0.7, 0.99 from 0.8)
+# share of rightly named clusters by margin: fitted to 2,149 clusters with a known truth, named by two marker tables,
+# of 36 simulated and thinned slides and of 40 on real panels with scatter, ambient RNA and doublets (0.85 right at a
+# margin of 0.3, 0.93 at 0.5, 0.97 at 0.7, 0.99 from 0.8)
 NAME_FLOOR, NAME_TOP, NAME_SCALE = 0.43, 0.998, 0.22
 
 

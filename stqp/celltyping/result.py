@@ -16,7 +16,7 @@ from stqp.taxonomy import UNKNOWN, ordered
 if TYPE_CHECKING:
     from stqp.celltyping.clustering import GeneStatistics
 
-TYPING_FILE, CLUSTERS_FILE = "typing.json", "clusters.csv"
+TYPING_FILE, CLUSTERS_FILE, REPORT_FILE = "typing.json", "clusters.csv", "typing.html"
 TOP_GENES = 20
 
 
@@ -38,7 +38,8 @@ class Typing:
         Fine type of the cluster, None where there is none.
     clusters : list of dict
         For each cluster: ``cluster``, ``cells``, ``decision``, ``why``, ``fine_type``, ``fine_types``, ``votes``,
-        ``margin``, ``classes`` (of its cells) and ``top_genes`` with their statistics.
+        ``margin``, ``classes`` (of its cells) and ``top_genes`` with their statistics; of method stqp also
+        ``votes_without_class`` (lineages that no class stands for) and ``tumour`` (the evidence, in words).
     summary : dict
         Method, parameters, reasons for Unknown, notes, reliability, evidence for a tumour.
     """
@@ -56,6 +57,18 @@ class Typing:
         counts = Counter(self.classes.tolist())
         return {name: counts[name] for name in [*ordered(counts), UNKNOWN] if name in counts}
 
+    def set_unknown(self, cells: NDArray[np.bool_], reason: str) -> None:
+        """Make some cells Unknown, and count them under a reason."""
+        if not cells.any():
+            return
+        self.classes, self.fine = np.where(cells, UNKNOWN, self.classes), self.fine.copy()
+        self.fine[cells] = None
+        self.confidence = np.where(cells, 0.0, self.confidence)
+        reasons = self.summary.setdefault("unknown", {})
+        reasons[reason] = reasons.get(reason, 0) + int(cells.sum())
+        for row in self.clusters:
+            row["classes"] = dict(Counter(self.classes[self.cluster == row["cluster"]].tolist()))
+
     def to_json(self) -> dict[str, Any]:
         """What `typing.json` says."""
         return {**self.summary, "classes": self.class_counts(), "clusters": self.clusters}
@@ -71,19 +84,24 @@ class Typing:
         import io
 
         names = list(dict.fromkeys(name for c in self.clusters for name in c.get("votes", {})))
+
+        def listed(c: dict[str, Any], key: str) -> str:
+            return "; ".join(f"{name} {weight:.3g}" for name, weight in c.get(key, {}).items())
+
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(
-            ["cluster", "cells", "decision", "fine_type", "margin", *(f"votes {n}" for n in names), "top_genes", "why"]
-        )
+        columns = ["cluster", "cells", "decision", "why", "tumour", "fine_type", "fine_types", "margin"]
+        writer.writerow([*columns, *(f"votes {n}" for n in names), "votes_without_class", "top_genes"])
         for c in self.clusters:
             votes = [f"{c['votes'][n]:.5g}" if n in c.get("votes", {}) else "" for n in names]
             margin = c.get("margin")
-            top = " ".join(g["gene"] for g in c.get("top_genes", [])[:10])
-            writer.writerow(
-                [c["cluster"], c["cells"], c["decision"], c.get("fine_type") or "",
-                 "" if margin is None else f"{margin:.3f}", *votes, top, c["why"]]
-            )  # fmt: skip
+            top = "; ".join(
+                f"{g['gene']} {g['log2_fold']:+.2f} p {g['p_adjusted']:.1g} {g['inside']:.0%}/{g['outside']:.0%}"
+                for g in c.get("top_genes", [])[:10]
+            )
+            said = [c["cluster"], c["cells"], c["decision"], c["why"], c.get("tumour", ""), c.get("fine_type") or ""]
+            numbers = [listed(c, "fine_types"), "" if margin is None else f"{margin:.3f}", *votes]
+            writer.writerow([*said, *numbers, listed(c, "votes_without_class"), top])
         return text.getvalue()
 
 

@@ -76,8 +76,6 @@ def by_stqp(
     )
     found = [e.cluster for e in judged if e.neoplastic]
     decision, why, notes = ballot.decision.copy(), list(ballot.why), []
-    for evidence in judged:
-        why[evidence.cluster] += f"; {evidence.why}"
     for number in said.normal_clusters or ():
         why[number] += "; named as normal"
     if said.tumour_class is not None:
@@ -93,6 +91,8 @@ def by_stqp(
         )
     ballot = dataclasses.replace(ballot, decision=decision, why=why)
     rows = methods.describe(labels, classes, ballot, fine, spoke, statistics, genes)
+    for evidence in judged:
+        rows[evidence.cluster]["tumour"] = evidence.why
     parameters |= {
         "min_counts": methods.MIN_COUNTS,
         "least_score": methods.LEAST_SCORE,

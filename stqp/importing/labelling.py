@@ -12,23 +12,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stqp import files
+from stqp.celltyping.result import REPORT_FILE
 from stqp.errors import InputError, UsageError
 from stqp.hdf5 import write_anndata
-from stqp.importing.objects import CONFIDENCE
+from stqp.importing.objects import CLUSTER, CONFIDENCE
 from stqp.importing.staged import StagedFiles
+from stqp.importing.typing import (
+    UNTYPED,
+    class_colors,
+    prepared,
+    read_counts,
+    show_classes,
+    stage_typing,
+    type_sample,
+    with_types,
+)
 from stqp.qupath.objects import ObjectKind, PathObjects
 from stqp.qupath.ownership import SOURCE_KEY, WRITTEN_KEY, object_uuids, owned, settled
 from stqp.qupath.project import QuPathProject
 from stqp.record import RunRecord
-from stqp.taxonomy import UNKNOWN, color_of
 
 if TYPE_CHECKING:
     from stqp.celltyping.result import Typing
+    from stqp.celltyping.taxonomies import Taxonomy
 
 COMMAND = "label"
 SAMPLE_FILE = "sample.json"
-CLUSTER = "Label cluster"
 Ints = NDArray[np.int64]
 Objects = NDArray[np.object_]
 
@@ -38,6 +47,7 @@ def label_project(
     entry: str | None = None,
     h5ad: str | Path | None = None,
     tumour_region: str | None = None,
+    normal_region: str | None = None,
     tumour_genes: str | Path | None = None,
     taxonomy: str | Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
@@ -46,8 +56,9 @@ def label_project(
     """Type the cells of a project's images and write what came out to their nuclei.
 
     Class, the measurements ``Label confidence`` and ``Label cluster`` change in place; nuclei that a person
-    corrected or accepted stay. Beside the project, ``typing.json`` and ``clusters.csv`` say how each cluster
-    was named, and ``cells.h5ad`` gets the columns ``class``, ``confidence``, ``cluster`` and ``fine_type``.
+    corrected or accepted stay. Beside the project, ``typing.json``, ``clusters.csv`` and, for people,
+    ``typing.html`` say how each cluster was named, and ``cells.h5ad`` gets the columns ``class``, ``confidence``,
+    ``cluster`` and ``fine_type``.
 
     Parameters
     ----------
@@ -58,7 +69,9 @@ def label_project(
     h5ad
         Counts to use in place of those beside the project; its index holds the cell ids.
     tumour_region
-        Name or class of annotations: their epithelial cells are Neoplastic, and no others.
+        Name or class of annotations: their cells of the tumour's origin are Neoplastic, and no others.
+    normal_region
+        Name or class of annotations of normal tissue: nothing in them is a tumour, which is held against them.
     tumour_genes
         Text file of gene names, one a line.
     taxonomy
@@ -80,14 +93,11 @@ def label_project(
     UsageError
         When arguments do not go together.
     """
-    from stqp.celltyping.taxonomies import Taxonomy
-
     given = {"project": project, "entry": entry, "h5ad": h5ad, "tumour_region": tumour_region,
-             "tumour_genes": tumour_genes, "taxonomy": taxonomy, **options}  # fmt: skip
+             "normal_region": normal_region, "tumour_genes": tumour_genes, "taxonomy": taxonomy, **options}  # fmt: skip
     record = RunRecord(COMMAND, given)
-    classes = None if taxonomy is None else Taxonomy.read(taxonomy)
-    if tumour_genes is not None:
-        options["tumour"] = read_genes(Path(tumour_genes))
+    ready = prepared({**options, "tumour_genes": tumour_genes, "taxonomy": taxonomy})
+    regions = {"tumour_cells": tumour_region, "normal_cells": normal_region}
     record.results["images"] = {}
     # objects change in their places, which QuPath's own hierarchy cannot do
     with QuPathProject.open(project, "r+") as qupath:
@@ -101,40 +111,20 @@ def label_project(
             raise UsageError(
                 f"--h5ad holds the counts of one image, the project has {len(chosen)}; name one by --entry"
             )
-        colors = {} if classes is None else dict(classes.colors)
+        for option in ("neoplastic_clusters", "normal_clusters"):
+            if options.get(option) is not None and len(chosen) > 1:
+                raise UsageError(
+                    f"clusters of each image have their own numbers, the project has {len(chosen)}; name one by --entry"
+                )
         with contextlib.ExitStack() as stack:
             staged = [stack.enter_context(StagedFiles(e.stqp_folder)) for e in chosen]
             for one, folder in zip(chosen, staged, strict=True):
                 for sample in _samples(one.stqp_folder / SAMPLE_FILE)[: 1 if h5ad is not None else None]:
-                    typed = _label(
-                        one, folder, sample, h5ad, tumour_region, {**options, "taxonomy": classes}, record, progress
-                    )
-                    names = list(typed.class_counts())
-                    qupath.add_classes({name: colors.get(name, color_of(name)) for name in names})
+                    _label(qupath, one, folder, sample, h5ad, regions, ready, record, progress)
             for folder in staged:
                 folder.place()
             qupath.save()
     return record
-
-
-def read_genes(path: Path) -> list[str]:
-    """Gene names, one a line; the first column of a table; lines that start with ``#`` are comments.
-
-    Raises
-    ------
-    InputError
-        When there are none.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the list of genes {path} cannot be read: {error}") from error
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    genes = [line.replace("\t", ",").replace(";", ",").split(",")[0].strip().strip('"') for line in lines]
-    genes = [g for g in genes if g and g.lower() not in ("gene", "genes", "symbol")]
-    if not genes:
-        raise InputError(f"the list of genes {path} is empty; expected one name a line")
-    return genes
 
 
 def _samples(path: Path) -> list[dict[str, Any]]:
@@ -148,71 +138,56 @@ def _samples(path: Path) -> list[dict[str, Any]]:
 
 
 def _label(
+    qupath: QuPathProject,
     entry: Any,
     staged: StagedFiles,
     sample: dict[str, Any],
     h5ad: str | Path | None,
-    region: str | None,
+    regions: dict[str, str | None],
     options: dict[str, Any],
     record: RunRecord,
     progress: Callable[[int, int, str], None] | None,
-) -> Typing:
+) -> None:
     """Type one sample and stage what changes."""
-    from stqp.celltyping.methods import type_cells
-    from stqp.celltyping.result import CLUSTERS_FILE, TYPING_FILE
-
     beside = entry.stqp_folder / sample["expression"]
     source = beside if h5ad is None else Path(h5ad)
     adata = read_counts(source)
     record.add_input(source)
+    kept = adata if source == beside or not beside.is_file() else read_counts(beside)
+    if kept is not adata:
+        _take_places(adata, kept, source, entry.name)
     present = entry.read_objects()
-    inside = None if region is None else in_region(present, region, adata, entry.name)
-    typed = type_cells(adata, tumour_cells=inside, name=str(source), progress=progress, **options)
+    drawn = {
+        key: None if name is None else in_region(present, name, adata, entry.name) for key, name in regions.items()
+    }
+    typed = type_sample(adata, str(source), {**options, **drawn}, progress)
     said = record.results.setdefault("notes", [])
     said += [note for note in typed.summary.get("notes", []) if note not in said]
-    image = write_labels(entry, present, typed, adata, sample["sample"], record)
+    show_classes(qupath, list(typed.class_counts()), options["taxonomy"])  # objects take the project's colours
+    image = write_labels(entry, present, typed, adata, sample["sample"], record, options["taxonomy"])
     record.results["images"].setdefault(entry.name, {})[sample["sample"]] = {
         "cells": typed.class_counts(), "nuclei": image, "clusters": len(typed.clusters),
+        "report": str(entry.stqp_folder / REPORT_FILE),
     }  # fmt: skip
-    suffix = "" if sample["expression"] == "cells.h5ad" else f"-{sample['sample']}"
-    summary = {"sample": sample["sample"], "counts": str(source), **typed.to_json()}
-    files.write_json(staged.path(TYPING_FILE.replace(".", f"{suffix}.")), {**summary, "record": record.to_dict()})
-    files.write_bytes(staged.path(CLUSTERS_FILE.replace(".", f"{suffix}.")), typed.clusters_csv().encode())
+    stage_typing(staged, typed, adata, sample["sample"], sample["expression"], str(source), record)
     if beside.is_file():
-        kept = adata if source == beside else read_counts(beside)
         write_anndata(staged.path(sample["expression"]), with_types(kept, typed))
-    return typed
 
 
-def read_counts(path: Path) -> Any:
-    """Read an AnnData file.
-
-    Raises
-    ------
-    InputError
-        When it is missing or none.
-    """
-    import anndata
-
-    if not path.is_file():
-        raise InputError(f"the counts {path} do not exist; import the sample again, or give --h5ad")
-    try:
-        return anndata.read_h5ad(path)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is no AnnData file ({error})") from error
-
-
-def with_types(adata: Any, typed: Typing) -> Any:
-    """The AnnData with the columns of the typing in ``obs``; cells that were not typed are Unknown."""
-    import pandas as pd
-
-    place = {key: i for i, key in enumerate(typed.cell_ids.tolist())}
-    at = np.array([place.get(str(i), -1) for i in adata.obs_names], np.int64)
-    adata.obs["class"] = pd.Categorical(np.append(typed.classes, UNKNOWN)[at])
-    adata.obs["confidence"] = np.append(typed.confidence, 0.0)[at]
-    adata.obs["cluster"] = np.append(typed.cluster, -1)[at]
-    adata.obs["fine_type"] = pd.Categorical(np.concatenate([typed.fine, [None]])[at])
-    return adata
+def _take_places(adata: Any, kept: Any, source: Path, image: str) -> None:
+    """Give counts of the user's the places on the image, and what the import said of their cells."""
+    at = kept.obs_names.get_indexer(adata.obs_names)
+    if len(at) and (at < 0).all():
+        raise InputError(
+            f"no cell of {source} (such as {adata.obs_names[0]!r}) is one of the {len(kept):,} of the image {image} "
+            f"({kept.obs_names[0]!r}); are these counts of another sample?"
+        )
+    if (at >= 0).all() and "spatial" in kept.obsm:
+        adata.obsm["spatial"] = np.asarray(kept.obsm["spatial"])[at]
+    if UNTYPED in kept.obs:
+        adata.obs[UNTYPED] = np.append(np.asarray(kept.obs[UNTYPED], bool), False)[at]
+    if "n_nuclei" in kept.obs:
+        adata.obs["n_nuclei"] = np.append(np.asarray(kept.obs["n_nuclei"], np.int64), 0)[at]
 
 
 def in_region(present: PathObjects, name: str, adata: Any, image: str) -> NDArray[np.bool_]:
@@ -232,7 +207,13 @@ def in_region(present: PathObjects, name: str, adata: Any, image: str) -> NDArra
 
 
 def write_labels(
-    entry: Any, present: PathObjects, typed: Typing, adata: Any, sample: str, record: RunRecord
+    entry: Any,
+    present: PathObjects,
+    typed: Typing,
+    adata: Any,
+    sample: str,
+    record: RunRecord,
+    taxonomy: Taxonomy | None = None,
 ) -> dict[str, int]:
     """Write class, confidence and cluster to the nuclei of a sample in place.
 
@@ -266,7 +247,7 @@ def write_labels(
     written = old.metadata[WRITTEN_KEY].copy() if len(change) else np.zeros(0, object)
     # the shape is what it was: only the class in the mark changes
     written[:] = [f"{c}|{w.rsplit('|', 1)[1]}" for c, w in zip(new_classes.tolist(), written.tolist(), strict=True)]
-    colors = {**old.class_colors, **{name: color_of(name) for name in set(new_classes.tolist())}}
+    colors = {**old.class_colors, **class_colors(sorted(set(new_classes.tolist())), taxonomy)}
     new = dataclasses.replace(
         old,
         classes=new_classes,

@@ -12,7 +12,7 @@ from stqp.errors import InputError, StqpError
 from stqp.importing.xenium import import_xenium
 from stqp.record import RunRecord
 
-_FILES = ("outs", "he", "labels", "class_map")
+_FILES = ("outs", "he", "labels", "class_map", "markers", "taxonomy", "reference", "tumour_genes")
 _MAYBE_FILES = ("alignment", "region")
 _NOT_HERE = ("project", "progress", "backend")
 _NEEDED = ("outs", "he", "alignment")

@@ -16,7 +16,7 @@ KINDS = {
 }
 TRANSCRIPTS = "Transcripts"
 NUCLEUS_AREA = "Nucleus: Area µm^2"
-CONFIDENCE = "Label confidence"
+CONFIDENCE, CLUSTER = "Label confidence", "Label cluster"
 
 
 def class_table(sample: SpatialSample) -> dict[str, tuple[int, int, int]]:
@@ -24,7 +24,8 @@ def class_table(sample: SpatialSample) -> dict[str, tuple[int, int, int]]:
     names = ordered(sample.nuclei.classes.tolist())
     if (sample.nuclei.classes == UNKNOWN).any():
         names.append(UNKNOWN)
-    return {name: color_of(name) for name in names}
+    own = sample.extra.get("class_colors", {})
+    return {name: own.get(name) or color_of(name) for name in names}
 
 
 def to_objects(sample: SpatialSample, as_kind: str, ids: Objects) -> PathObjects:

@@ -20,6 +20,7 @@ from stqp.hdf5 import write_anndata
 from stqp.importing.objects import KINDS, class_table, to_objects
 from stqp.importing.region import find_region
 from stqp.importing.staged import StagedFiles
+from stqp.importing.typing import show_classes, stage_typing, type_nuclei, typing_options
 from stqp.qupath.backends import DEFAULT_BACKEND, check_backend, open_project
 from stqp.qupath.entry import ProjectEntry
 from stqp.qupath.objects import PathObjects
@@ -29,6 +30,7 @@ from stqp.sample import SpatialSample
 from stqp.slides import open_slide
 from stqp.sources.building import read_xenium_sample
 from stqp.sources.filters import Filters
+from stqp.taxonomy import UNKNOWN
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,15 @@ def import_xenium(
     min_stain: float | None = None,
     tissue_only: bool = False,
     cell_types: str | None = None,
+    markers: str | Path | None = None,
+    taxonomy: str | Path | None = None,
+    resolution: float | None = None,
+    seed: int = 0,
+    species: str = "auto",
+    reference: str | Path | None = None,
+    reference_key: str | None = None,
+    tumour_genes: str | Path | None = None,
+    tumour_origin: str = "epithelial",
     progress: Callable[[int, int], None] | None = None,
 ) -> RunRecord:
     """Turn a Xenium run and its H&E into typed nuclei of a QuPath project.
@@ -116,8 +127,11 @@ def import_xenium(
         ``annotation:NAME`` for what somebody drew on the image in the project.
     min_transcripts, max_control_fraction, min_area, max_area, max_overlap, min_stain, tissue_only
         See `stqp.sources.filters.Filters`.
-    cell_types : {None, "stqp", "paper"}
-        Type the cells by their counts in place of labels, see `stqp.celltyping.methods.type_cells`.
+    cell_types : {None, "stqp", "paper", "reference"}
+        Type the cells by their counts in place of labels, see `stqp.celltyping.methods.type_cells`; `class_map` is
+        then of a reference's types.
+    markers, taxonomy, resolution, seed, species, reference, reference_key, tumour_genes, tumour_origin
+        How, see there; `taxonomy` is a TOML file, and `tumour_genes` a text file of names.
     progress
         Called with (steps done, steps in all).
 
@@ -138,8 +152,11 @@ def import_xenium(
     arguments = {k: v for k, v in locals().items() if k != "progress"}
     if as_kind not in KINDS:
         raise UsageError(f"expected one of {', '.join(KINDS)} to make of the nuclei, found {as_kind!r}")
-    if cell_types is not None and (labels is not None or cell_types not in ("stqp", "paper")):
-        raise UsageError(f"cells are typed by stqp or paper, and not where labels are given; found {cell_types!r}")
+    typing = typing_options(
+        cell_types, labels, class_map, markers=markers, taxonomy=taxonomy, resolution=resolution, seed=seed,
+        species=species, reference=reference, reference_key=reference_key, tumour_genes=tumour_genes,
+        tumour_origin=tumour_origin,
+    )  # fmt: skip
     check_backend(backend)
     filters = Filters(
         min_transcripts, max_control_fraction, min_area, max_area, max_overlap, min_stain, tissue_only
@@ -157,7 +174,7 @@ def import_xenium(
         alignment,
         labels,
         label_key,
-        class_map,
+        class_map if typing is None else None,
         name,
         mpp,
         record,
@@ -171,10 +188,13 @@ def import_xenium(
         refine_limit=refine_limit,
     )
     step(1)
+    expression = sample.expression()
+    typed = None if typing is None else type_nuclei(sample, expression, typing, record)
+    if labels is None and typed is None:
+        record.warn(f"no labels were given, so every nucleus is {UNKNOWN}; stqp label types them")
     source, run = f"{COMMAND}:{sample.id}", uuid.uuid4().hex[:12]
     ids = object_uuids(sample.id, sample.nuclei.cell_id, sample.nuclei.position)
     objects = to_objects(sample, as_kind, ids)
-    expression = sample.expression()
     step(2)
     with open_project(project, "a", backend) as qupath:
         before = {entry.id for entry in qupath.entries}
@@ -196,7 +216,7 @@ def import_xenium(
         unmarked = np.isin(present.ids[~own].astype(str), ids.astype(str)).sum()
         record.skip("nuclei that are in the image already without stqp's mark (left as they are)", unmarked)
         new = stamp(objects.take(wanted), source, run)
-        qupath.add_classes(class_table(sample))
+        show_classes(qupath, list(class_table(sample)), None if typing is None else typing["taxonomy"])
         record.count("nuclei written", len(new))
         counts = new.class_counts()
         record.results["classes"] = {c: counts[c] for c in class_table(sample) if c in counts}
@@ -209,6 +229,8 @@ def import_xenium(
             with files.disk_errors(entry.stqp_folder), staged.path(KNOWN_FILE).open("wb") as file:
                 np.savez(file, **ever)
             files.write_json(staged.path(SAMPLE_FILE), description)
+            if typed is not None:
+                stage_typing(staged, typed, expression, sample.id, description["expression"], str(outs), record)
             # by id: what a person drew or corrected is never in the mask
             gone = set(present.ids[own & ~kept].tolist())
             entry.write_objects(new, replace=lambda now: np.array([i in gone for i in now.ids.tolist()], bool))
@@ -217,12 +239,6 @@ def import_xenium(
             staged.place()
             qupath.save()
             image = entry.id
-    if cell_types is not None:
-        from stqp.importing.labelling import label_project
-
-        typed = label_project(project, str(image), method=cell_types).results
-        record.results["typing"] = typed["images"][record.results["entry"]][sample.id]
-        record.results["classes"] = record.results["typing"]["nuclei"]
     step(_STEPS)
     return record
 

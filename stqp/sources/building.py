@@ -24,7 +24,7 @@ from stqp.sources.regions import Region
 from stqp.sources.selection import select
 from stqp.sources.xenium import Outlines, XeniumBundle, XeniumCells, slug
 from stqp.sources.xenium_nuclei import check_counts, check_places
-from stqp.taxonomy import UNKNOWN, read_class_map
+from stqp.taxonomy import read_class_map
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +159,8 @@ def read_xenium_sample(
     cell_classes, _ = to_classes(cell_labels, mapping)
     for label, number in lacking.items():
         record.skip(f"nuclei with the label {label!r} that the class map lacks (now Unknown)", number)
+    doubted = np.zeros(len(cells.ids), bool)
+    doubted[of_cell[untyped]] = True
     n_nuclei = np.bincount(of_cell, minlength=len(cells.ids)).astype(np.int64)
 
     record.count("slide", f"{he.name}, {size[0]} x {size[1]} px at {agreed:.4g} µm")
@@ -180,8 +182,6 @@ def read_xenium_sample(
         unlabelled = int(sum(label is None for label in nucleus_labels.tolist()))
         if unlabelled:
             record.count("nuclei without a label (Unknown)", unlabelled)
-    if given is None:
-        record.warn(f"no labels were given, so every nucleus is {UNKNOWN}")
     for path in [*bundle.files_read, he, *(Path(p) for p in (labels, class_map) if p is not None)]:
         record.add_input(path)
     if aligned.is_file:
@@ -224,6 +224,7 @@ def read_xenium_sample(
         gene_ids=counts.gene_ids,
         extra={
             "control_kinds": counts.control_kinds,
+            "untyped_cells": doubted,
             "proteins": counts.proteins,
             "protein_names": counts.protein_names,
             "measurements": {name: values[kept] for name, values in measured.items()},

@@ -3,8 +3,10 @@ import json
 import sys
 
 import pytest
+from stqp_cli.import_xenium import command as import_command
 from stqp_cli.label import command
 from stqp_cli.main import main
+from stqp_cli.typing_options import typing_options
 
 from stqp.celltyping.methods import type_cells
 from stqp.importing.labelling import label_project
@@ -21,9 +23,32 @@ def call(monkeypatch, *arguments):
 def test_options_and_parameters_are_the_same():
     options = {p.name for p in command.params} - {"as_json", "verbose"}  # how the run is shown
     known = {*inspect.signature(label_project).parameters, *inspect.signature(type_cells).parameters}
-    # what label_project makes itself; origin waits for slides of melanoma or sarcoma
-    known -= {"progress", "options", "adata", "name", "tumour", "tumour_cells", "origin"}
+    # what label_project makes itself, of the regions and the list of genes
+    known -= {"progress", "options", "adata", "name", "tumour", "tumour_cells", "normal_cells"}
     assert options == known
+
+
+IMPORTS = {import_command: import_xenium}
+NOT_AT_IMPORT = {
+    "project", "entry", "h5ad",  # the import brings the image and its counts
+    "method",  # is --type; --labels are read as they come
+    "labels", "label_key", "class_map",  # an import has these, for its own labels
+    "neoplastic_clusters", "normal_clusters",  # numbers that a first typing gives
+    "tumour_region", "normal_region",  # drawn on an image that the project has
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("imported", IMPORTS, ids=lambda c: c.name)
+def test_every_import_types_as_label_does(imported):
+    label = {p.name: p for p in command.params}
+    theirs = {p.name: p for p in imported.params}
+    shared = label.keys() - NOT_AT_IMPORT - {"as_json", "verbose"}
+    assert shared <= theirs.keys() and shared <= inspect.signature(IMPORTS[imported]).parameters.keys()
+    for name in shared:
+        assert (label[name].opts, label[name].default) == (theirs[name].opts, theirs[name].default)
+        assert label[name].help == theirs[name].help
+    assert set(theirs["cell_types"].type.choices) == set(label["method"].type.choices) - {"labels"}
+    assert shared == {p.name for p in typing_options(lambda: None).__click_params__}
 
 
 def test_a_project_is_typed_from_the_command_line(sample, tmp_path, monkeypatch, capsys):

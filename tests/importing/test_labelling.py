@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from stqp.errors import InputError, UsageError
-from stqp.importing.labelling import CLUSTER, label_project, read_genes
-from stqp.importing.objects import CONFIDENCE
+from stqp.importing.labelling import label_project
+from stqp.importing.objects import CLUSTER, CONFIDENCE
+from stqp.importing.typing import read_genes
 from stqp.importing.xenium import import_xenium
 from stqp.polygons import Polygons
 from stqp.qupath.objects import PathObjects
