@@ -226,7 +226,7 @@ class Course(lightning.Callback):
         if schedule.select == "last":
             return False
         value = state.scores.get(schedule.select)
-        if value is not None and (state.best is None or value > state.best):
+        if value is not None and value == value and (state.best is None or value > state.best):
             state.best, state.best_step, state.waited = value, state.steps, 0
             state.best_scores = dict(state.scores)
             self.keeper.save_best(state, network.state_dict())

@@ -93,6 +93,10 @@ def train(
         from stqp.training.fit import fit
 
         patches = PatchFile(out / PATCHES)
+        if len(patches.classes) == 1:
+            record.warn(
+                f"all nuclei are of one class, {patches.classes[0]}: the network learns to find them, not to type"
+            )
         fitted = fit(settings, patches, out, place, device, resume=resume, progress=progress)
         if not place.is_main:
             return None

@@ -32,18 +32,6 @@ main()
 """
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A project with few nuclei, so that an epoch is short."""
-    from stqp.importing.xenium import import_xenium
-    from stqp.synthetic import make_sample
-
-    folder = tmp_path_factory.mktemp("small")
-    made = make_sample(folder / "sample", seed=5, size=(640, 512))
-    import_xenium(made.outs, made.he, made.alignment, folder / "p", labels=made.labels, class_map=made.class_map)
-    return folder / "p"
-
-
 def start(project, out, **changes):
     return train(Settings.of([project], **{**VALUES, **changes}), out)
 
