@@ -1,6 +1,6 @@
 """Peak memory and time of a training step, stqp beside a plain loop; ``python bench_step.py``.
 
-Each runs in a process of its own: the same network, crops, losses and optimiser, ``--steps`` steps. Issue: at most
+Each runs in a process of its own: the same network, crops, losses and optimiser, ``--steps`` steps. The aim is at most
 10 % more memory than the plain loop.
 """
 

@@ -19,7 +19,7 @@ from stqp.training.settings import Settings
 STEPS = 10
 # two phases, accumulation, an average, scorings and patience: all that has a memory
 VALUES = {
-    "arch": "lite", "block": 64.0, "batch_size": 1, "accumulate": 2, "freeze_epochs": 3, "freeze_batch_size": 2,
+    "arch": "lite", "block": 64.0, "batch_size": 1, "accumulate": 2, "freeze_epochs": 1, "freeze_batch_size": 2,
     "max_steps": STEPS, "workers": 0, "device": "cpu", "ema": 0.9, "score_every": 1, "patience": 50, "seed": 3,
 }  # fmt: skip
 RUN = """
