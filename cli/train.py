@@ -77,7 +77,7 @@ def command(
 
     Nuclei are read from the projects as they stand, so a correction made in QuPath counts. Patches are
     cut at 0.25 µm per pixel, split by spatial blocks, and kept in the run's folder. Unknown nuclei train
-    segmentation, not typing.
+    segmentation, not typing. A file of patches (.h5) may stand in place of the projects.
     """
     set_up_logging(verbose)
     from stqp.training.config import read_config, write_config

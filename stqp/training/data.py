@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Iterator
@@ -149,18 +150,24 @@ def loader(crops: TrainingCrops, batches: EndlessBatches, workers: int, pin: boo
 
 
 def _quiet_worker(_: int) -> None:
-    """Leave Ctrl-C to the process that trains, and the other cores to the other workers."""
+    """Leave Ctrl-C to the process that trains."""
     import signal
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def one_opencv_thread() -> Iterator[None]:
+    """Keep OpenCV to one thread while workers begin.
+
+    A process that was forked has the threads of OpenCV's pool on its books but not in it, and would wait for them
+    without end; and each worker should have one core.
+    """
     import cv2
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
-
-
-def pixels_of_classes(patches: PatchFile, rows: NDArray[np.integer]) -> list[int]:
-    """Pixels of each class in some patches, by which `inverse_frequency` weights them."""
-    total = np.zeros(256, np.int64)
-    for row in rows:
-        total += np.bincount(patches.read(int(row))["types"].reshape(-1), minlength=256)
-    return [int(n) for n in total[1 : len(patches.classes) + 1]]
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(0)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)

@@ -21,7 +21,7 @@ from torch import nn
 from stqp.errors import EnvironmentProblem, InputError
 from stqp.patches.store import TRAINING, VALIDATION, PatchFile
 from stqp.training.callbacks import Average, Course, Progress, Score
-from stqp.training.data import EndlessBatches, TrainingCrops, loader, pixels_of_classes
+from stqp.training.data import EndlessBatches, TrainingCrops, loader, one_opencv_thread
 from stqp.training.distributed import Place
 from stqp.training.interrupts import Interrupted, Interrupts
 from stqp.training.lite import RIM
@@ -108,6 +108,11 @@ def fit(
     checkpoint = out / CHECKPOINT
     if resume and checkpoint.is_file():
         state, parts = read_checkpoint(checkpoint)
+        if parts["patches"] != patches.fingerprint:
+            raise InputError(
+                f"{patches.path} is not the file of patches that the run in {out} began with; restore it, or start "
+                "a new run"
+            )
         network.load_state_dict(parts["state_dict"])
     elif settings.network.init is not None:
         from stqp.training.checkpoints import load_initial
@@ -121,7 +126,7 @@ def fit(
         raise InputError(f"no patches are left for training in {patches.path}; use a smaller --block or --validation 0")
     weights = None
     if settings.loss.class_weights == "inverse":
-        weights = inverse_frequency(pixels_of_classes(patches, rows), settings.loss.class_weight_cap)
+        weights = inverse_frequency(patches.counts[rows, 1:].sum(axis=0).tolist(), settings.loss.class_weight_cap)
     job = _Job(settings, patches, rows, out, place, device, gflop, HoVerNetLoss(settings.loss, weights), progress)
     plan = job.plan(phases(settings.schedule)[0])
     todo = phases(settings.schedule, settings.network.freeze_encoder)
@@ -149,7 +154,7 @@ class _Job:
     ):  # fmt: skip
         self.settings, self.patches, self.out, self.place, self.device = settings, patches, out, place, device
         self.arch, self.loss, self.progress = architecture(settings.network.arch), loss, progress
-        self.keeper = Keeper(out, patches.classes) if place.is_main else None
+        self.keeper = Keeper(out, patches.classes, patches.fingerprint) if place.is_main else None
         held = np.flatnonzero(patches.side == VALIDATION)
         self.scored = chosen_rows(held, gflop, device) if len(held) else held
         self.margin = RIM if self.arch.name == "lite" else self.arch.margin
@@ -185,7 +190,7 @@ class _Job:
         if average is not None:
             average.to(torch.device(self.device))
         metrics = Metrics(self.out, state.steps, settings.run.tensorboard) if place.is_main else None
-        with Interrupts() as interrupts:
+        with Interrupts() as interrupts, one_opencv_thread():
             course = Course(
                 state,
                 plan,

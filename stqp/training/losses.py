@@ -151,17 +151,17 @@ def _gradient_error(prediction: torch.Tensor, target: torch.Tensor, size: int = 
     return (difference**2).sum(dim=1)
 
 
-def inverse_frequency(pixels: Sequence[int], cap: float) -> list[float]:
-    """Weights of background (1) and the classes, as one over their pixels; they are 1 in the mean of the pixels.
+def inverse_frequency(nuclei: Sequence[int], cap: float) -> list[float]:
+    """Weights of background (1) and the classes, as one over their nuclei; they are 1 in the mean over the nuclei.
 
     Parameters
     ----------
-    pixels
-        Pixels of each class in the training patches; a class without any gets the largest weight.
+    nuclei
+        Nuclei of each class in the training patches; a class without any gets the largest weight.
     cap
         Largest weight beside the smallest.
     """
-    most = max(max(pixels, default=0), 1)
-    weights = [min(most / max(n, 1), cap) for n in pixels]
-    mean = sum(w * n for w, n in zip(weights, pixels, strict=True)) / max(sum(pixels), 1)
+    most = max(max(nuclei, default=0), 1)
+    weights = [min(most / max(n, 1), cap) for n in nuclei]
+    mean = sum(w * n for w, n in zip(weights, nuclei, strict=True)) / max(sum(nuclei), 1)
     return [1.0, *(w / (mean or 1.0) for w in weights)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stqp import files
 from stqp.errors import InputError, UsageError
 from stqp.locking import LOCK_NAME, FolderLock
+from stqp.patches.options import CutOptions
 from stqp.record import RunRecord
 from stqp.training.config import CONFIG, anchored, load_settings, save_config
 from stqp.training.network import architecture
@@ -73,6 +74,7 @@ def train(
     settings = anchored(settings).resolved()
     if not settings.projects:
         raise UsageError("expected at least one QuPath project to train from, found none")
+    given_patches(settings)
     from stqp.devices import pick_device
     from stqp.training.distributed import find_place, prepared_by_main
 
@@ -92,7 +94,7 @@ def train(
         from stqp.patches.store import PatchFile
         from stqp.training.fit import fit
 
-        patches = PatchFile(out / PATCHES)
+        patches = PatchFile(given_patches(settings) or out / PATCHES)
         if len(patches.classes) == 1:
             record.warn(
                 f"all nuclei are of one class, {patches.classes[0]}: the network learns to find them, not to type"
@@ -123,6 +125,26 @@ def saved_settings(out: Path) -> Settings:
     return load_settings(out / CONFIG)
 
 
+def given_patches(settings: Settings) -> Path | None:
+    """The file of patches that a run learns from in place of projects; None where it cuts its own.
+
+    Raises
+    ------
+    UsageError
+        When there is more beside it, or options that only a cut has.
+    """
+    files_of_patches = [p for p in settings.projects if Path(p).suffix.lower() in (".h5", ".hdf5")]
+    if not files_of_patches:
+        return None
+    if len(settings.projects) > 1:
+        raise UsageError("expected one file of patches, or projects; found several; merge them by stqp patches")
+    if settings.data != CutOptions():
+        raise UsageError(
+            f"{files_of_patches[0]} is cut and split already; options of data and split have no place beside it"
+        )
+    return Path(files_of_patches[0])
+
+
 def _refuse(out: Path, settings: Settings, resume: bool) -> None:
     """Refuse what would overwrite something, before anything is written."""
     if out.exists() and not out.is_dir():
@@ -147,7 +169,14 @@ def _was_begun(out: Path) -> bool:
 
 def _prepare(out: Path, settings: Settings, resume: bool, record: RunRecord, progress: CutProgress | None) -> None:
     """Cut the patches of a run, and write down its settings."""
-    if not (resume and (out / PATCHES).is_file() and (out / SPLIT).is_file()):
+    if file := given_patches(settings):
+        from stqp.patches.store import PatchFile
+
+        patches = PatchFile(file)
+        record.add_input(file)
+        record.count("patches", len(patches))
+        files.write_json(out / SPLIT, patches.about.get("split", {}))
+    elif not (resume and (out / PATCHES).is_file() and (out / SPLIT).is_file()):
         from stqp.patches.cut import cut_patches
 
         projects = [Path(p) for p in settings.projects]

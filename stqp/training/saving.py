@@ -27,10 +27,12 @@ class Keeper:
         Folder of the run.
     classes
         Class names, kept with the weights.
+    patches
+        Fingerprint of the patches, which a run that goes on must find again.
     """
 
-    def __init__(self, out: Path, classes: list[str]):
-        self.out, self.classes = out, classes
+    def __init__(self, out: Path, classes: list[str], patches: str = ""):
+        self.out, self.about = out, {"stqp_training": FORMAT, "stqp_classes": classes, "patches": patches}
         self.saved_step: int | None = None
 
     def save(self, state: State, parts: Mapping[str, Any]) -> None:
@@ -42,7 +44,7 @@ class Keeper:
             When the disk is full; what was saved before stays.
         """
         path = self.out / CHECKPOINT
-        content = {"stqp_training": FORMAT, "stqp_classes": self.classes, "state": state.to_dict(), **parts}
+        content = {**self.about, "state": state.to_dict(), **parts}
         try:
             write(path, content)
         except EnvironmentProblem as error:

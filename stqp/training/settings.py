@@ -150,7 +150,7 @@ class Settings:
         See each.
     """
 
-    projects: tuple[str, ...] = option((), "QuPath projects with typed nuclei.")
+    projects: tuple[str, ...] = option((), "QuPath projects with typed nuclei, or one file of patches.")
     data: CutOptions = field(default_factory=CutOptions)
     network: NetworkOptions = field(default_factory=NetworkOptions)
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)

@@ -10,7 +10,7 @@ import torch
 from stqp.errors import InputError
 from stqp.patches.store import TRAINING, UNKNOWN_TYPE, VALIDATION, PatchFile, PatchWriter
 from stqp.training.augment import Crop, warp
-from stqp.training.data import CONTEXT, EndlessBatches, TrainingCrops, targets
+from stqp.training.data import CONTEXT, EndlessBatches, TrainingCrops, loader, one_opencv_thread, targets
 from stqp.training.targets import hv_map
 
 
@@ -76,6 +76,23 @@ def test_batches_go_on_from_anywhere_and_are_shared_out(batch):
     for one, left, right in zip(whole, *shares, strict=True):
         assert sorted(one) == sorted(left + right) and len(left) == len(right) == batch
     assert len({n for one in whole for n in one}) == 16 * batch  # no crop is shown twice
+
+
+def test_workers_make_the_same_crops_and_do_not_wait_for_threads_of_opencv(tmp_path):
+    import cv2
+
+    write(tmp_path / "p.h5")
+    crops = TrainingCrops(PatchFile(tmp_path / "p.h5"), np.array([0, 2]), 64, 8, seed=3)
+    cv2.setNumThreads(4)
+    cv2.warpAffine(np.zeros((2000, 2000, 3), np.uint8), np.eye(2, 3), (2000, 2000))  # starts OpenCV's threads
+    threads = cv2.getNumThreads()
+    with one_opencv_thread():
+        made = [*itertools.islice(loader(crops, EndlessBatches(len(crops), 2, 0), 2, False), 3)]
+    assert cv2.getNumThreads() == threads
+    for batch, numbers in zip(made, itertools.islice(EndlessBatches(len(crops), 2, 0), 3), strict=True):
+        for row, number in enumerate(numbers):
+            assert torch.equal(batch["image"][row], crops[number]["image"])
+            assert torch.equal(batch["hv"][row], crops[number]["hv"])
 
 
 def test_targets_know_the_whole_nucleus_beyond_the_crop(tmp_path):

@@ -11,6 +11,9 @@ import torch
 
 import stqp.training.fit
 from stqp.errors import EnvironmentProblem, InputError, UsageError
+from stqp.patches.cut import cut_patches
+from stqp.patches.options import CutOptions
+from stqp.record import RunRecord
 from stqp.training.callbacks import Average
 from stqp.training.fit import default_workers, precision
 from stqp.training.lite import LiteLayers
@@ -254,3 +257,22 @@ def test_tensorboard_where_it_is_and_where_it_is_not(tmp_path, monkeypatch, capl
 def test_no_projects(tmp_path):
     with pytest.raises(UsageError, match="at least one QuPath project"):
         train(Settings(), tmp_path / "run")
+
+
+def test_a_file_of_patches_in_place_of_projects(small, tmp_path):
+    file = tmp_path / "some.h5"
+    cut_patches([small], file, RunRecord("test", {}), CutOptions(block=64.0))
+    quick = {k: v for k, v in QUICK.items() if k != "block"}
+    train(Settings.of([file], **{**quick, "max_steps": 1}), tmp_path / "run")
+    assert not (tmp_path / "run" / "patches.h5").exists()
+    assert read_manifest(tmp_path / "run")["split"]["validation"]
+    assert train(Settings.of([file], **quick), tmp_path / "run", resume=True).results["training"]["steps"] == 2
+    with pytest.raises(UsageError, match="split already"):
+        train(Settings.of([file], **QUICK), tmp_path / "b")
+    with pytest.raises(UsageError, match="one file of patches"):
+        train(Settings.of([file, small], **quick), tmp_path / "b")
+    with pytest.raises(InputError, match=r"none\.h5 does not exist"):
+        train(Settings.of([tmp_path / "none.h5"], **quick), tmp_path / "b")
+    cut_patches([small], file, RunRecord("test", {}), CutOptions(block=80.0))
+    with pytest.raises(InputError, match="not the file of patches"):
+        train(Settings.of([file], **{**quick, "max_steps": 3}), tmp_path / "run", resume=True)
