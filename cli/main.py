@@ -18,6 +18,7 @@ COMMANDS = {
     "status": ("status", "Show how far a prediction of many slides is."),
     "compare": ("compare", "Show where two predictions of a slide differ."),
     "evaluate": ("evaluate", "Score predicted nuclei against the truth."),
+    "audit": ("audit", "Check labels and splits before numbers are believed."),
     "scripts": ("scripts", "List stqp's scripts for QuPath, and put them into a project."),
     "project": ("project", "Look at QuPath projects, check, change and merge them."),
 }
