@@ -23,7 +23,7 @@ from stqp.inference.store import MapStore, Region
 from stqp.polygonise import polygonise
 from stqp.polygons import Polygons
 
-TILE = 2048
+TILE = 1024
 MARGIN = 128
 MAX_CLUMP = 6000 * 6000  # px of a clump's bounding box
 

@@ -10,6 +10,7 @@ while it is predicted. ``--fast`` measures the share of time outside of the real
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -127,7 +128,7 @@ def theirs(path):
         input_resolutions=[{"units": "mpp", "resolution": 0.25}],
         output_resolutions=[{"units": "mpp", "resolution": 0.25}] * 3,
         patch_input_shape=[256, 256], patch_output_shape=[164, 164], stride_shape=[164, 164],
-        save_resolution={"units": "mpp", "resolution": 0.25}, tile_shape=(2048, 2048), margin=128,
+        save_resolution={"units": "mpp", "resolution": 0.25}, tile_shape=(1024, 1024), margin=128,
     )  # fmt: skip
     engine = MultiTaskSegmentor(model=model, batch_size=8, num_workers=0, device="cpu", verbose=False)
     with tempfile.TemporaryDirectory() as folder:
@@ -175,7 +176,8 @@ def fast(windows, window):
 def apart(arguments, *case):
     """Run a case in a process of its own."""
     script = [sys.executable, __file__, "--folder", str(arguments.folder), "--case", *map(str, case)]
-    done = subprocess.run(script, stdout=subprocess.PIPE, text=True, check=True)
+    quiet = {**os.environ, "TQDM_DISABLE": "1"}
+    done = subprocess.run(script, stdout=subprocess.PIPE, text=True, check=True, env=quiet)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -185,7 +187,7 @@ def main():
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "stqp-bench")
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--tile", type=int, default=2048)
+    parser.add_argument("--tile", type=int, default=1024)
     parser.add_argument("--no-peer", action="store_true", help="without TIAToolbox")
     parser.add_argument("--fast", action="store_true", help="the share of time outside of the real network")
     parser.add_argument("--case", nargs="+", help=argparse.SUPPRESS)
