@@ -74,3 +74,14 @@ def pick_devices(names: str = "auto") -> list[str]:
         number = torch.cuda.device_count()
         return [f"cuda:{i}" for i in range(number)] if number > 1 else devices
     return devices
+
+
+def memory_of(device: str) -> int:
+    """Bytes of memory of a device, used or not: of a GPU its own, else the machine's."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.get_device_properties(torch.device(device)).total_memory)
+    import psutil
+
+    return int(psutil.virtual_memory().total)

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from stqp.errors import InputError
 from stqp.inference import fingerprints, tiles
+from stqp.inference.batches import choose_batch, fit_windows
 from stqp.inference.detections import Detections
 from stqp.inference.journal import Journal
 from stqp.inference.ledger import Ledger
@@ -58,7 +59,7 @@ def predict_slide(
     predictor: Predictor | Sequence[Predictor],
     *,
     mpp: float | None = None,
-    batch_size: int = 4,
+    batch_size: int | None = None,
     tissue: bool = True,
     boxes: ArrayLike | None = None,
     within: Polygons | None = None,
@@ -81,11 +82,12 @@ def predict_slide(
     slide
         The slide; it is read at the network's µm per px.
     predictor
-        The network; several replicas of it, one a device, share the windows.
+        The network; several replicas of it, one a device, share the windows. One that takes windows of several
+        sizes is given those that leave the least to compute.
     mpp
         µm per px of the slide, in place of what its file says.
     batch_size
-        Windows at a time; fewer where the device's memory is too small for them.
+        Windows at a time, chosen for the device when None; fewer where its memory is too small for them.
     tissue
         Skip windows without tissue.
     boxes
@@ -120,20 +122,28 @@ def predict_slide(
         When the disk is full, the device too small, or another process works in the folder.
     """
     mpp = slide_mpp(slide, mpp)
-    predictors: Sequence[Predictor] = predictor if isinstance(predictor, Sequence) else [predictor]
-    one = predictors[0]
-    grid = Grid.of(slide, mpp, one)
-    _warn_if_enlarged(slide, mpp, grid)
+    value = mpp
     where = Where(tissue, boxes, within)
-    cells = where.windows(grid, slide, mpp, margin)
+
+    def windows(of: Predictor) -> list[Cell]:
+        return where.windows(Grid.of(slide, value, of), slide, value, margin)
+
+    given = predictor if isinstance(predictor, Sequence) else [predictor]
+    predictors = fit_windows(given, lambda p: len(windows(p)))
+    one = predictors[0]
+    batch = batch_size or choose_batch(one)
+    grid, cells = Grid.of(slide, mpp, one), windows(one)
+    _warn_if_enlarged(slide, mpp, grid)
+    if tissue and not cells:
+        logger.warning("no tissue was found on %s; --no-tissue looks everywhere", slide.path)
     tiling = tiles.make_tiling(grid.width, grid.height, tile, margin)
     n_types = len(one.classes) + 1
-    fingerprint = _fingerprint(slide, one, grid, cells, [mpp, batch_size, tile, margin]) if folder else {}
+    fingerprint = _fingerprint(slide, one, grid, cells, [mpp, tile, margin]) if folder else {}
     with Journal(folder, fingerprint, fresh, keep) as journal:
         if journal.differs:
             logger.warning("what an earlier run left of %s is not used: its %s differs",
                            slide.path.name, " and ".join(journal.differs))  # fmt: skip
-        plan = Plan.make(grid, cells, batch_size)
+        plan = Plan.make(grid, cells, batch)
         with MapStore(grid.width, grid.height, grid.output_size, n_types, journal.maps) as store:
             ledger = Ledger(plan, store, journal, tiling)
             counts = ledger.counts

@@ -99,8 +99,6 @@ class Journal:
             self._lock.release()
         if (kind is None and not self._keep) or not self.lasting:
             shutil.rmtree(self.folder, ignore_errors=True)
-            if self.lasting:
-                _remove_if_empty(self.folder.parent)
 
     def append(self, kind: bytes, content: bytes | bytearray) -> tuple[int, int]:
         """Add a record; give the position and length of its content.
@@ -188,13 +186,6 @@ def _fsync(handle: int) -> None:
     # a disk that refuses costs a power cut's safety, not the run; its next write says what is wrong
     with contextlib.suppress(OSError):
         os.fsync(handle)
-
-
-def _remove_if_empty(folder: Path) -> None:
-    try:
-        folder.rmdir()
-    except OSError:
-        return
 
 
 def pack(meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bytes:

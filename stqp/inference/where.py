@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,12 +15,10 @@ from stqp.inference.store import Cell
 from stqp.inference.windows import Grid
 from stqp.polygons import Polygons
 from stqp.slides import Slide
-from stqp.tissue import find_tissue
-
-logger = logging.getLogger(__name__)
+from stqp.tissue import TissueMask, find_tissue
 
 
-@dataclass(frozen=True)
+@dataclass
 class Where:
     """Where nuclei are looked for, in full-resolution px.
 
@@ -38,6 +35,7 @@ class Where:
     tissue: bool = True
     boxes: ArrayLike | None = None
     within: Polygons | None = None
+    _mask: TissueMask | None = field(default=None, repr=False)
 
     @property
     def everywhere(self) -> bool:
@@ -63,7 +61,7 @@ class Where:
         grid
             Of all windows.
         slide, mpp
-            The slide and its µm/px.
+            The slide, the same every time, and its µm/px.
         margin
             px of the map around boxes and polygons that are predicted too.
         """
@@ -82,10 +80,8 @@ class Where:
             met = shapely.intersects(self._drawn, boxes)
             cells = [cell for cell, kept in zip(cells, met.tolist(), strict=True) if kept]
         if self.tissue and len(cells):
-            mask = find_tissue(slide, mpp)
+            mask = self._mask = self._mask or find_tissue(slide, mpp)
             cells = [cell for cell in cells if mask.touches(*grid.box(cell))]
-            if not cells:
-                logger.warning("no tissue was found on %s; --no-tissue looks everywhere", slide.path)
         return list(cells)
 
     @cached_property
