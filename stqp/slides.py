@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 import threading
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,7 @@ SLIDE_SUFFIXES = frozenset(
     ]
 )
 _PLAIN_SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp"])
+_BROKEN_TIFF = re.compile("invalid page offset|invalid value offset|corrupted tag list")
 _UNIT_UM = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "\u03bcm": 1.0, "um": 1.0, "nm": 1e-3, "inch": 25400.0}
 
 
@@ -177,6 +182,27 @@ class _OpenSlideSlide(Slide):
         self._file.close()
 
 
+@contextmanager
+def _tiff_breaks(path: Path) -> Iterator[None]:
+    """Refuse a TIFF that points beyond its end: tifffile logs that, and gives what is left as the image."""
+    found: list[str] = []
+
+    class Listener(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            broken = _BROKEN_TIFF.search(record.getMessage())
+            found.extend([broken[0]] if broken else [])
+            return broken is None
+
+    logger, listener = logging.getLogger("tifffile"), Listener()
+    logger.addFilter(listener)
+    try:
+        yield
+    finally:
+        logger.removeFilter(listener)
+    if found:
+        raise InputError(f"{path} cannot be read as an image (a TIFF with {found[0]}); is it whole?")
+
+
 class _TiffSlide(Slide):
     backend = "bioformats"
 
@@ -186,8 +212,9 @@ class _TiffSlide(Slide):
 
         self.path = path
         self._lock = threading.Lock()
-        self._file = tifffile.TiffFile(path)
-        series = self._file.series[0]
+        with _tiff_breaks(path):
+            self._file = tifffile.TiffFile(path)
+            series = self._file.series[0]
         self._axes = series.axes
         self._levels: list[Any] = []
         for level in range(len(series.levels)):
