@@ -56,10 +56,10 @@ stqp status shows how far a run is.
 @click.option("--device", default="auto", show_default=True, metavar="[auto|cuda|mps|cpu]",
               help="auto picks CUDA (all GPUs), then MPS, then CPU; cuda:0,cuda:2 are two GPUs.")  # fmt: skip
 @click.option(
-    "--batch-size", type=click.IntRange(1), metavar="N", help="Windows at a time. Default 8 on a GPU, else 2."
+    "--batch-size", type=click.IntRange(1), metavar="N", help="Windows at a time; by default what the device takes."
 )
 @click.option("--window", type=click.IntRange(64), metavar="PX",
-              help="Side of the network's window; larger ones waste less. Default 512 for fast and lite.")  # fmt: skip
+              help="Side of the network's windows; by default what computes least, up to 1024.")  # fmt: skip
 @click.option("--mpp", type=click.FloatRange(0, min_open=True), metavar="UM",
               help="µm per px of the slides, in place of what they say.")  # fmt: skip
 @click.option("--tissue/--no-tissue", default=True, show_default=True, help="Skip glass.")
@@ -146,7 +146,7 @@ def command(
         targets,
         Settings(
             mpp=mpp,
-            batch_size=batch_size or (2 if device == "cpu" else 8),
+            batch_size=batch_size,
             tissue=tissue,
             within=within,
             fresh=fresh,

@@ -166,6 +166,7 @@ def predict_slide(
         grid.downsample,
         {
             "windows": len(cells),
+            "px of a window": grid.input_size,
             "windows without tissue": len(grid.cells) - len(cells) if where.everywhere else 0,
             "tiles that cut a clump": counts.cut,
         },

@@ -21,7 +21,7 @@ from stqp.inference.annotation_store import write_annotation_store
 from stqp.inference.cells import expand
 from stqp.inference.class_overlay import write_overlay
 from stqp.inference.detections import Detections
-from stqp.inference.engine import predict_slide, slide_mpp
+from stqp.inference.engine import predict_slide
 from stqp.inference.maps import map_stem, write_map
 from stqp.inference.model import Predictor
 from stqp.inference.table import write_table
@@ -57,8 +57,8 @@ class Settings:
     ----------
     mpp : float or None
         µm per px, in place of what slides and projects say.
-    batch_size : int
-        Windows at a time.
+    batch_size : int or None
+        Windows at a time; chosen for the device when None.
     tissue : bool
         Skip what has no tissue.
     within : str or None
@@ -85,7 +85,7 @@ class Settings:
     """
 
     mpp: float | None = None
-    batch_size: int = 4
+    batch_size: int | None = None
     tissue: bool = True
     within: str | None = None
     workers: int | None = None
@@ -160,7 +160,6 @@ def predict_one(
                 f"the project says that {job.name} has {job.size[0]} x {job.size[1]} px, but {job.slide} has "
                 f"{slide.width} x {slide.height}"
             )
-        slide_mpp(slide)
         found = _found(job, slide, predictors, where, settings, progress)
         if settings.stain and len(found):
             found, stains = with_haematoxylin(found, slide)
@@ -230,7 +229,7 @@ def _found(
     if settings.engine == "tiatoolbox":
         from stqp.inference.tiatoolbox_engine import predict_with_tiatoolbox
 
-        found = predict_with_tiatoolbox(slide, predictors[0], batch_size=settings.batch_size, tissue=where.tissue)
+        found = predict_with_tiatoolbox(slide, predictors[0], batch_size=settings.batch_size or 4, tissue=where.tissue)
         return found if where.everywhere else found.take(where.holds(found.polygons.centroid()))
     return predict_slide(
         slide,

@@ -177,7 +177,9 @@ def apart(arguments, *case):
     """Run a case in a process of its own."""
     script = [sys.executable, __file__, "--folder", str(arguments.folder), "--case", *map(str, case)]
     quiet = {**os.environ, "TQDM_DISABLE": "1"}
-    done = subprocess.run(script, stdout=subprocess.PIPE, text=True, check=True, env=quiet)
+    done = subprocess.run(script, capture_output=True, text=True, env=quiet)
+    if done.returncode:
+        sys.exit(done.stderr)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
