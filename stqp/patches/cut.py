@@ -134,6 +134,7 @@ def cut_sources(
     digest: str,
     labels: dict[str, dict[str, int]],
     *,
+    untyped: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Cut:
@@ -149,8 +150,10 @@ def cut_sources(
         Fingerprint.
     labels
         Nuclei of each class, by what became of them.
+    untyped
+        Whether it is known that the nuclei have no types.
     """
-    names = class_names(sources, options, record)
+    names = class_names(sources, options, record, untyped)
     count_unknown(sources, record)
     types = [type_numbers(s.classes, names) for s in sources]
     split = split_sources(sources, types, len(names), options, record)

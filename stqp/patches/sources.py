@@ -227,8 +227,15 @@ def _read_source(
     return source, judged
 
 
-def class_names(sources: Sequence[Source], options: CutOptions, record: RunRecord) -> list[str]:
+def class_names(sources: Sequence[Source], options: CutOptions, record: RunRecord, untyped: bool = False) -> list[str]:
     """Names of the classes that are learnt, in the order of their numbers.
+
+    Parameters
+    ----------
+    sources, options, record
+        As for `stqp.patches.cut.cut_sources`.
+    untyped
+        Whether it is known that the nuclei have no types.
 
     Raises
     ------
@@ -242,7 +249,7 @@ def class_names(sources: Sequence[Source], options: CutOptions, record: RunRecor
             "all nuclei are Unknown, so no class can be learnt; run stqp label, import with --labels, or set "
             "classes in QuPath"
         )
-    if not present.intersection(names):
+    if not present.intersection(names) and not untyped:
         there = ", ".join(ordered(present)) or "Unknown alone"
         raise InputError(f"no nucleus is of the class {', '.join(names)}; there are {there}")
     if absent := [n for n in names if n not in present]:
