@@ -13,6 +13,7 @@ COMMANDS = {
     "import-xenium": ("import_xenium", "Turn a Xenium run and its H&E into a QuPath project."),
     "label": ("label", "Type the nuclei of a project by the counts of their cells."),
     "qc-alignment": ("qc_alignment", "Measure how well nuclei lie on the stain of their slide."),
+    "patches": ("patches", "Cut training patches, look at them, import and export them."),
     "train": ("train", "Train a HoVer-Net from the typed nuclei of QuPath projects."),
     "predict": ("predict", "Find and type nuclei on slides, into QuPath projects."),
     "status": ("status", "Show how far a prediction of many slides is."),

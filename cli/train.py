@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 from stqp_cli.common import PATH, json_option, progress_bar, report, set_up_logging, verbose_option
+from stqp_cli.options import click_option
 
-from stqp.training.options import Option
 from stqp.training.settings import OPTIONS
 
 EPILOG = """\b
@@ -24,39 +24,10 @@ train.toml, metrics.csv and record.json. Ctrl-C keeps what was learnt: go on wit
 """
 
 
-def _click_option(one: Option) -> Callable[[Any], Any]:
-    """Flag of an option; its default is None, so that it is known which flags were given."""
-    text = one.text
-    if one.default not in (None, (), False) and not one.text.startswith("Default"):
-        text += f"  [default: {one.default}]"
-    if one.kind is bool:
-        name = one.spelled.removeprefix("--")
-        return click.option(f"--{name}/--no-{name}", one.flag, default=None, help=text)
-    kind: Any
-    if one.choices:
-        kind = click.Choice(one.choices)
-    elif one.kind is int:
-        kind = click.IntRange(_whole(one.low), _whole(one.high))
-    elif one.kind is float:
-        low = one.above if one.low is None else one.low
-        kind = click.FloatRange(low, one.high, min_open=one.above is not None)
-    else:
-        kind = str
-    repeated = one.kind is tuple
-    return click.option(
-        one.spelled, one.flag, type=kind, multiple=repeated, default=None, metavar=one.metavar,
-        help=text + (" Repeatable." if repeated else ""),
-    )  # fmt: skip
-
-
-def _whole(value: float | None) -> int | None:
-    return None if value is None else int(value)
-
-
 def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command a flag for every option of training but the projects, which are its arguments."""
     for one in reversed([o for o in OPTIONS if o.name != "projects"]):
-        command = _click_option(one)(command)
+        command = click_option(one)(command)
     return command
 
 
