@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stqp import files
 from stqp.errors import InputError
 from stqp.patches.drawing import Batch, Shape, batches, patches_in
+from stqp.patches.joining import is_patch_file, join_digest, join_files
 from stqp.patches.options import CutOptions
 from stqp.patches.parts import default_workers, draw_batches, is_done, keeping_parts, part_path
 from stqp.patches.sources import (
@@ -76,7 +77,7 @@ def cut_patches(
     Parameters
     ----------
     projects
-        QuPath projects.
+        QuPath projects, and files of patches (``.h5``), whose patches stay on their sides.
     out
         The file to write (`stqp.patches.store` tells its layout).
     record
@@ -96,8 +97,12 @@ def cut_patches(
         When the disk is full, or another process cuts to the same file.
     """
     options = options or CutOptions()
+    ready = [path for path in projects if is_patch_file(path)]
+    rest = [path for path in projects if not is_patch_file(path)]
+    if ready:
+        return _join(ready, rest, out, record, options, workers, progress)
     with contextlib.ExitStack() as stack:
-        opened = [stack.enter_context(QuPathProject.open(path, "r")) for path in projects]
+        opened = [stack.enter_context(QuPathProject.open(path, "r")) for path in rest]
         chosen = chosen_entries(opened, options)
         if not chosen:
             raise InputError(f"there are no images in {', '.join(map(str, projects)) or 'no project'}")
@@ -106,6 +111,30 @@ def cut_patches(
             return present
         sources, labels = read_sources(chosen, options, record)
     return cut_sources(sources, out, record, options, digest, labels, workers=workers, progress=progress)
+
+
+def _join(
+    ready: Sequence[Path], rest: Sequence[Path], out: Path, record: RunRecord, options: CutOptions,
+    workers: int | None, progress: Progress | None,
+) -> Cut:  # fmt: skip
+    """Patches of files, and of projects that are cut first."""
+    inputs = [PatchFile(path) for path in ready]
+    beside = out.with_name(f".{out.name}.projects.h5")
+    if rest:
+        alone = replace(options, size=inputs[0].size)
+        cut_patches(rest, beside, record, alone, workers=workers, progress=progress)
+        inputs.append(PatchFile(beside))
+    for path in ready:
+        record.add_input(path)
+    digest = join_digest(inputs, options)
+    present = unchanged(out, digest, record)
+    if present is None:
+        join_files(inputs, out, record, options, digest)
+    for patches in inputs:
+        patches.close()
+    made = present or _read(out, digest, record, reused=False)
+    beside.unlink(missing_ok=True)
+    return made
 
 
 def unchanged(out: Path, digest: str, record: RunRecord) -> Cut | None:
@@ -119,11 +148,17 @@ def unchanged(out: Path, digest: str, record: RunRecord) -> Cut | None:
     if patches.fingerprint != digest:
         return None
     record.count("patches", f"{len(patches):,}, cut before from the same data: left as they are")
+    return _read(out, digest, record, reused=True)
+
+
+def _read(out: Path, digest: str, record: RunRecord, reused: bool) -> Cut:
+    """The cut of a file, its counts noted."""
+    patches = PatchFile(out)
     about = patches.about
     for name, value in about["summary"].items():
         record.count(name, value)
     record.results["labels"] = about["labels"]
-    return Cut(patches.classes, about["split"], patches.sources, digest, reused=True)
+    return Cut(patches.classes, about["split"], patches.sources, digest, reused)
 
 
 def cut_sources(
@@ -153,7 +188,7 @@ def cut_sources(
     untyped
         Whether it is known that the nuclei have no types.
     """
-    names = class_names(sources, options, record, untyped)
+    names = class_names(sources, options, record, labels, untyped)
     count_unknown(sources, record)
     types = [type_numbers(s.classes, names) for s in sources]
     split = split_sources(sources, types, len(names), options, record)

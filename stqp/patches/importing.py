@@ -113,12 +113,11 @@ def import_patches(
         _source(item, about[item.name], f, names, untyped_as, image_mpp or item.mpp or _MPP.get(layout), source)
         for item, f in zip(items, found, strict=True)
     ]
-    if empty := sum(not len(s.classes) for s in sources):
-        record.skip("images without nuclei", empty)
-        sources = [s for s in sources if len(s.classes)]
-    if not sources:
+    if not any(len(s.classes) for s in sources):
         raise InputError(f"there are no nuclei in {source}")
     record.count("images", len(sources))
+    if empty := sum(not len(s.classes) for s in sources):
+        record.count("of these, images without nuclei", empty)
     untyped = all((kinds == UNTYPED).all() for kinds, *_ in found)
     if untyped and untyped_as != UNKNOWN:
         record.warn(f"the set has no types; all of its nuclei are of the class {untyped_as}")
@@ -187,6 +186,7 @@ def _source(
         np.full(len(types), FULL, np.uint8),
         centres,
         {"project": str(folder.resolve()), "image": str(item.path)},
+        complete=True,
     )
 
 

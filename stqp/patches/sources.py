@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,8 @@ class Source:
         Full-resolution px.
     place : dict
         Where it comes from, for the manifest.
+    complete : bool
+        Whether a part of it without nuclei is known to have none, and not just one that nobody labelled.
     """
 
     entry: str
@@ -65,6 +67,7 @@ class Source:
     weight: NDArray[np.uint8]
     centres: NDArray[np.float64]
     place: dict[str, Any] = field(default_factory=dict)
+    complete: bool = False
 
     def describe(self) -> dict[str, Any]:
         """For the manifest and the file of patches."""
@@ -227,13 +230,21 @@ def _read_source(
     return source, judged
 
 
-def class_names(sources: Sequence[Source], options: CutOptions, record: RunRecord, untyped: bool = False) -> list[str]:
+def class_names(
+    sources: Sequence[Source],
+    options: CutOptions,
+    record: RunRecord,
+    labelled: Iterable[str],
+    untyped: bool = False,
+) -> list[str]:
     """Names of the classes that are learnt, in the order of their numbers.
 
     Parameters
     ----------
     sources, options, record
         As for `stqp.patches.cut.cut_sources`.
+    labelled
+        Classes that nuclei have, whether they are learnt or not.
     untyped
         Whether it is known that the nuclei have no types.
 
@@ -250,7 +261,7 @@ def class_names(sources: Sequence[Source], options: CutOptions, record: RunRecor
             "classes in QuPath"
         )
     if not present.intersection(names) and not untyped:
-        there = ", ".join(ordered(present)) or "Unknown alone"
+        there = ", ".join(ordered(labelled)) or "Unknown alone"
         raise InputError(f"no nucleus is of the class {', '.join(names)}; there are {there}")
     if absent := [n for n in names if n not in present]:
         record.warn(f"no nucleus is of the class {', '.join(absent)}, which the network will not learn")

@@ -89,7 +89,8 @@ def split_sources(
     kept = guarded(blocks, sides, gap, slides)
     keep = np.array([b is not None for b in kept], bool)
     record.skip("blocks that the guard band fills", int((~keep).sum()))
-    return Split([b for b in kept if b is not None], sides[keep], counts[keep], size)
+    left = [b for b in kept if b is not None]
+    return Split(left, sides[keep], _count_all(left, sources, types, n_classes)[0], size)
 
 
 def _fixed_sides(sources: Sequence[Source], options: CutOptions) -> list[int]:
@@ -157,6 +158,7 @@ def _blocks(
         for number, (source, kinds) in enumerate(zip(sources, types, strict=True)):
             cells = grid(source.width, source.height, size / source.mpp, number)
             table, filled = _count(cells, source.centres, kinds, n_classes)
+            filled |= source.complete
             blocks += [cell for cell, any_ in zip(cells, filled.tolist(), strict=True) if any_]
             rows.append(table[filled])
         free = sum(fixed[b.source] == UNDECIDED for b in blocks)
@@ -181,6 +183,18 @@ def _count(
     table = np.zeros((len(cells), 256), np.int64)
     np.add.at(table, (found, kinds[centre]), 1)
     return table[:, 1 : n_classes + 1], np.asarray(table.any(axis=1), bool)
+
+
+def _count_all(
+    blocks: Sequence[Block], sources: Sequence[Source], types: Sequence[NDArray[np.uint8]], n_classes: int
+) -> tuple[Ints, NDArray[np.bool_]]:
+    """`_count` for blocks of several images."""
+    table, filled = np.zeros((len(blocks), n_classes), np.int64), np.zeros(len(blocks), bool)
+    owner = np.array([b.source for b in blocks], np.int64)
+    for number, (source, kinds) in enumerate(zip(sources, types, strict=True)):
+        here = np.flatnonzero(owner == number)
+        table[here], filled[here] = _count([blocks[i] for i in here.tolist()], source.centres, kinds, n_classes)
+    return table, filled
 
 
 def _check_apart(
@@ -243,13 +257,12 @@ def _again(
         raise InputError(f"{options.split_file} names none of the images {_listed([s.entry for s in sources])}")
     if new:
         record.warn(f"{options.split_file} does not name the image {_listed(new)}, which is learnt from")
-    side_of = np.array(sides, np.int64)
-    table = np.zeros((len(blocks), n_classes), np.int64)
-    filled = np.zeros(len(blocks), bool)
-    for number, (source, kinds) in enumerate(zip(sources, types, strict=True)):
-        here = np.array([i for i, b in enumerate(blocks) if b.source == number], np.int64)
-        table[here], filled[here] = _count([blocks[i] for i in here], source.centres, kinds, n_classes)
-    return Split([b for b, f in zip(blocks, filled, strict=True) if f], side_of[filled], table[filled], options.block)
+    table, filled = _count_all(blocks, sources, types, n_classes)
+    # a box that was cut then is cut again, whatever has become of its nuclei
+    fresh = np.array([sources[b.source].entry in new for b in blocks], bool)
+    keep = filled | ~fresh
+    left = [b for b, k in zip(blocks, keep.tolist(), strict=True) if k]
+    return Split(left, np.array(sides, np.int64)[keep], table[keep], options.block)
 
 
 def read_split(path: Path) -> list[tuple[int, dict[str, Any]]]:

@@ -83,8 +83,8 @@ def export_patches(file: Path, layout: str, out: Path, record: RunRecord, progre
     with files.disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         try:
-            LAYOUTS[layout](patches, _Reader(patches, out, record, progress), out)
-            files.write_json(out / CLASSES_FILE, patches.classes)
+            names = LAYOUTS[layout](patches, _Reader(patches, out, record, progress), out)
+            files.write_json(out / CLASSES_FILE, names)
         except BaseException:
             for path in out.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -144,7 +144,7 @@ def _fold(side: int) -> str:
     return f"fold{side + 1}"
 
 
-def _write_pannuke(patches: PatchFile, reader: _Reader, out: Path) -> None:
+def _write_pannuke(patches: PatchFile, reader: _Reader, out: Path) -> list[str]:
     """Folds of arrays: training is fold 1, validation fold 2, testing fold 3, as in PanNuke's first official split."""
     own = [c for c in patches.classes if c not in CLASSES]
     names = patches.classes if own else CLASSES
@@ -180,8 +180,9 @@ def _write_pannuke(patches: PatchFile, reader: _Reader, out: Path) -> None:
         np.save(out / f"Fold {side + 1}" / "images" / _fold(side) / "types.npy", np.array(tissues[side]))
     if own:
         reader.record.warn(
-            f"PanNuke has no class {', '.join(own)}; the masks have a channel for each class of the file"
+            f"PanNuke has no class {', '.join(own)}; the masks have a channel for each class of the file in their place"
         )
+    return names
 
 
 def _tissue(metadata: dict[str, str]) -> str:
@@ -206,7 +207,7 @@ class _Rows:
         self._file.close()
 
 
-def _write_hovernet(patches: PatchFile, reader: _Reader, out: Path) -> None:
+def _write_hovernet(patches: PatchFile, reader: _Reader, out: Path) -> list[str]:
     """Arrays (P, P, 5) of red, green, blue, nucleus and type, as the official training reads them."""
     for patch in reader:
         folder = out / SIDES[patch.side]
@@ -215,9 +216,10 @@ def _write_hovernet(patches: PatchFile, reader: _Reader, out: Path) -> None:
             [patch.image.astype(np.int32), patch.instances[..., None], patch.types[..., None].astype(np.int32)], axis=2
         )
         np.save(folder / f"{patch.name}.npy", stacked)
+    return patches.classes
 
 
-def _write_consep(patches: PatchFile, reader: _Reader, out: Path) -> None:
+def _write_consep(patches: PatchFile, reader: _Reader, out: Path) -> list[str]:
     """``Images/*.png`` and ``Labels/*.mat`` with inst_map, type_map, inst_type and inst_centroid."""
     from scipy import ndimage
     from scipy.io import savemat
@@ -238,9 +240,10 @@ def _write_consep(patches: PatchFile, reader: _Reader, out: Path) -> None:
             "inst_centroid": np.array(centres).reshape(n, 2)[:, ::-1],
         }
         savemat(folder / "Labels" / f"{patch.name}.mat", content, do_compression=True)
+    return patches.classes
 
 
-def _write_coco(patches: PatchFile, reader: _Reader, out: Path) -> None:
+def _write_coco(patches: PatchFile, reader: _Reader, out: Path) -> list[str]:
     """``SIDE/NAME.png`` and ``annotations/instances_SIDE.json``; outlines run along the pixels' edges."""
     from stqp.patches.layouts.coco import categories, nuclei_annotations
 
@@ -260,9 +263,10 @@ def _write_coco(patches: PatchFile, reader: _Reader, out: Path) -> None:
         content["categories"] = categories(patches.classes)
         text = json.dumps(content, separators=(",", ":"))
         files.write_bytes(out / "annotations" / f"instances_{SIDES[side]}.json", text.encode())
+    return patches.classes
 
 
-def _write_cellvit(patches: PatchFile, reader: _Reader, out: Path) -> None:
+def _write_cellvit(patches: PatchFile, reader: _Reader, out: Path) -> list[str]:
     """CellViT's folds of images and labels, each with its tissues and cell counts, and its two configurations."""
     tissues: dict[int, list[tuple[str, str]]] = {}
     cells: dict[int, list[tuple[Any, ...]]] = {}
@@ -294,6 +298,7 @@ def _write_cellvit(patches: PatchFile, reader: _Reader, out: Path) -> None:
     config = _yaml({"tissue_types": places, "nuclei_types": kinds})
     files.write_bytes(out / "dataset_config.yaml", config.encode())
     files.write_bytes(out / "weight_config.yaml", _yaml({"tissue": dict(sorted(every.items()))}).encode())
+    return patches.classes
 
 
 def _yaml(content: dict[str, dict[str, int]]) -> str:
@@ -304,7 +309,7 @@ def _yaml(content: dict[str, dict[str, int]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-LAYOUTS: dict[str, Callable[[PatchFile, _Reader, Path], None]] = {
+LAYOUTS: dict[str, Callable[[PatchFile, _Reader, Path], list[str]]] = {
     "pannuke": _write_pannuke,
     "hovernet": _write_hovernet,
     "consep": _write_consep,

@@ -93,7 +93,7 @@ def class_names(folder: Path) -> dict[int, str]:
     if known.is_file():
         try:
             names = [str(name) for name in json.loads(known.read_text(encoding="utf-8"))]
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise InputError(f"{known} is no list of class names ({error})") from error
     elif n == len(CLASSES):
         names = CLASSES
