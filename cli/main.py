@@ -20,6 +20,7 @@ COMMANDS = {
     "compare": ("compare", "Show where two predictions of a slide differ."),
     "evaluate": ("evaluate", "Score predicted nuclei against the truth."),
     "audit": ("audit", "Check labels and splits before numbers are believed."),
+    "experiment": ("experiment", "Train, predict and score a whole study from one file."),
     "scripts": ("scripts", "List stqp's scripts for QuPath, and put them into a project."),
     "project": ("project", "Look at QuPath projects, check, change and merge them."),
 }

@@ -17,7 +17,16 @@ _OBJECTS = ("objects", "predictions", "min_confidence", "min_stain", "max_misali
 _workers = click.option("--workers", type=click.IntRange(1), help="Processes that cut. Default: by the machine.")
 
 
-@click.group()
+GROUP_EPILOG = """\b
+Examples:
+  stqp patches cut slide --out patches.h5
+  stqp patches show patches.h5 --out sheet.png
+  stqp patches import CoNSeP --from consep --out consep.h5
+  stqp train consep.h5 --out runs/manual
+"""
+
+
+@click.group(epilog=GROUP_EPILOG)
 def command() -> None:
     """Cut training patches, look at them, take over and hand on those of other programs.
 

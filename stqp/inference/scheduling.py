@@ -139,7 +139,7 @@ def run_on(
     """
     from distributed import as_completed
 
-    with _client(scheduler) as client:
+    with connected(scheduler) as client:
         tasks = [client.submit(_task, job, model, settings, mark, pure=False, retries=0) for job in jobs]
         of_key = {task.key: job for task, job in zip(tasks, jobs, strict=True)}
         try:
@@ -205,7 +205,7 @@ def _kept(model: Model) -> Sequence[Predictor]:
 
 
 @contextlib.contextmanager
-def _client(scheduler: Scheduler) -> Iterator[Any]:
+def connected(scheduler: Scheduler) -> Iterator[Any]:
     """Connect to the scheduler; a cluster that is made here ends with the block."""
     from distributed import Client
 

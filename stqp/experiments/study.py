@@ -1,0 +1,130 @@
+"""A study from its file to its table."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from stqp import files
+from stqp.errors import InputError, StqpError
+from stqp.experiments.cells import Cell, cells_of, run_cell
+from stqp.experiments.data import prepare
+from stqp.experiments.manifest import Study, read_study
+from stqp.experiments.scoring import Scores, score
+from stqp.inference.scheduling import Scheduler
+from stqp.record import RunRecord
+
+logger = logging.getLogger(__name__)
+Progress = Callable[[int, int, str], None]
+
+
+def run_study(
+    path: Path,
+    out: Path,
+    *,
+    device: str = "auto",
+    scheduler: Scheduler | None = None,
+    only_score: bool = False,
+    progress: Progress | None = None,
+) -> tuple[RunRecord, Scores]:
+    """Train, predict and score every cell of a study; what is done already is left as it is.
+
+    Parameters
+    ----------
+    path
+        File of the study, see `stqp.experiments.manifest`.
+    out
+        Folder that gets ``table.md``, ``table.csv``, ``table.html`` and ``study.json``, the runs, and for each test
+        a QuPath project with the detections of all networks.
+    device
+        As `stqp.devices.pick_device`.
+    scheduler
+        Where cells are trained at the same time; one after the other when None.
+    only_score
+        Train nothing.
+    progress
+        Called with the cells done, their number, and what is done now.
+
+    Returns
+    -------
+    record, scores
+        A cell that fails does not stop the others; ``record.results["failed"]`` tells why.
+
+    Raises
+    ------
+    InputError
+        When the file makes no sense, or no cell is done.
+    """
+    study = read_study(path)
+    cells = cells_of(study)
+    record = RunRecord("experiment", {"study": path, "out": out, "device": device, "only_score": only_score})
+    record.add_input(path)
+    failed: list[str] = []
+    if not only_score:
+        with files.disk_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+        inputs = prepare(study, out, record)
+        _run(study, cells, inputs, out, device, scheduler, failed, progress)
+    scores = score(study, cells, out)
+    if not scores.rows:
+        raise InputError("; ".join(failed) or f"no cell of the study is done in {out}; run it without --only-score")
+    from stqp.experiments.tables import write_tables
+
+    write_tables(out, study, scores)
+    record.count("cells done", len(cells) - len(scores.missing))
+    record.skip("cells that are not done", len(scores.missing))
+    record.results["failed"] = failed
+    record.results["scores"] = [vars(row) for row in scores.rows]
+    record.results["differences"] = [vars(d) for d in scores.differences]
+    record.write(out / "study.json")
+    return record, scores
+
+
+def _run(
+    study: Study, cells: list[Cell], inputs: dict[str, list[Path]], out: Path, device: str,
+    scheduler: Scheduler | None, failed: list[str], progress: Progress | None,
+) -> None:  # fmt: skip
+    if scheduler is not None and len(cells) > 1:
+        _run_on(study, cells, inputs, out, device, scheduler, failed, progress)
+        return
+    for number, cell in enumerate(cells):
+
+        def say(step: str, fraction: float, number: int = number, cell: Cell = cell) -> None:
+            if progress is not None:
+                progress(number, len(cells), f"{cell.name}: {step}{f' {fraction:.0%}' if fraction else ''}")
+
+        try:
+            run_cell(study, cell, inputs, out, device, say)
+        except InputError as error:
+            failed.append(f"{cell.name}: {error}")
+            logger.error("%s", failed[-1])
+
+
+def _run_on(
+    study: Study, cells: list[Cell], inputs: dict[str, list[Path]], out: Path, device: str,
+    scheduler: Scheduler, failed: list[str], progress: Progress | None,
+) -> None:  # fmt: skip
+    from distributed import as_completed
+
+    from stqp.inference.scheduling import connected
+
+    with connected(scheduler) as client:
+        tasks = {client.submit(_task, study, cell, inputs, out, device, pure=False, retries=0): cell for cell in cells}
+        for done, task in enumerate(as_completed([*tasks]), start=1):
+            cell = tasks[task]
+            error = f"the worker is gone ({task.exception()})" if task.status == "error" else task.result()
+            if error:
+                failed.append(f"{cell.name}: {error}")
+                logger.error("%s", failed[-1])
+            if progress is not None:
+                progress(done, len(cells), cell.name)
+
+
+def _task(study: Study, cell: Cell, inputs: dict[str, list[Path]], out: Path, device: str) -> str | None:
+    """Run one cell on a worker; errors come back as text."""
+    try:
+        run_cell(study, cell, inputs, out, device)
+    except StqpError as error:
+        return str(error)
+    return None
