@@ -7,7 +7,7 @@ import math
 import re
 import threading
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,11 @@ SLIDE_SUFFIXES = frozenset(
         ".jpg",
         ".jpeg",
         ".btf",
+        ".jp2",
     ]
 )
+_OME_SUFFIXES = (".ome.tif", ".ome.tiff", ".ome.btf")
+_OTHER_SUFFIXES = frozenset([".jp2", ".dcm", ".zarr"])
 _PLAIN_SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp"])
 _BROKEN_TIFF = re.compile("invalid page offset|invalid value offset|corrupted tag list")
 _UNIT_UM = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "\u03bcm": 1.0, "um": 1.0, "nm": 1e-3, "inch": 25400.0}
@@ -46,6 +49,11 @@ _UNIT_UM = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "\u03bcm": 1.0, "um": 1.
 def is_slide(path: Path) -> bool:
     """Whether the file's name is that of a slide or an image stqp opens."""
     return path.suffix.lower() in SLIDE_SUFFIXES
+
+
+def is_folder_slide(path: Path) -> bool:
+    """Whether a path is a folder that is one image: OME-Zarr."""
+    return path.suffix.lower() == ".zarr" and path.is_dir()
 
 
 class Slide:
@@ -287,7 +295,7 @@ def open_slide(path: str | Path, mpp: float | None = None) -> Slide:
     Parameters
     ----------
     path
-        An OME-TIFF or other TIFF, anything that OpenSlide reads, PNG or JPEG.
+        An OME-TIFF or other TIFF, anything that OpenSlide reads, PNG or JPEG; or what TIAToolbox reads besides.
     mpp
         µm per pixel, in place of what the file says.
 
@@ -297,21 +305,12 @@ def open_slide(path: str | Path, mpp: float | None = None) -> Slide:
         When the file is missing, truncated or no image.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.is_file() and not is_folder_slide(path):
         raise InputError(
             f"the image {path} does not exist" if not path.exists() else f"{path} is a folder, not an image"
         )
-    slide: Slide | None = None
     try:
-        if path.suffix.lower() in _PLAIN_SUFFIXES:
-            slide = _plain_slide(path)
-        elif path.name.lower().endswith((".ome.tif", ".ome.tiff", ".ome.btf")) or not _openslide_reads(path):
-            slide = _TiffSlide(path)
-        else:
-            slide = _OpenSlideSlide(path)
-        # a truncated file often opens well and fails at its last pixels
-        slide.read_level(len(slide.level_sizes) - 1, slide.level_sizes[-1][0] - 1, slide.level_sizes[-1][1] - 1, 1, 1)
-        slide.read_level(0, slide.width - 1, slide.height - 1, 1, 1)
+        slide = _opened(path, _reader_of(path))
     except InputError:
         raise
     except Exception as error:  # the readers raise dozens of kinds for a broken file
@@ -321,6 +320,27 @@ def open_slide(path: str | Path, mpp: float | None = None) -> Slide:
     slide.file_mpp = slide.mpp
     if mpp is not None:
         slide.mpp = mpp
+    return slide
+
+
+def _reader_of(path: Path) -> Callable[[Path], Slide]:
+    if path.suffix.lower() in _PLAIN_SUFFIXES:
+        return _plain_slide
+    other = path.is_dir() or path.suffix.lower() in _OTHER_SUFFIXES
+    if not path.is_dir() and not path.name.lower().endswith(_OME_SUFFIXES) and _openslide_reads(path):
+        return _OpenSlideSlide
+    if not other:
+        return _TiffSlide
+    from stqp.slides_tiatoolbox import TiatoolboxSlide
+
+    return TiatoolboxSlide
+
+
+def _opened(path: Path, reader: Callable[[Path], Slide]) -> Slide:
+    slide = reader(path)
+    # a truncated file often opens well and fails at its last pixels
+    slide.read_level(len(slide.level_sizes) - 1, slide.level_sizes[-1][0] - 1, slide.level_sizes[-1][1] - 1, 1, 1)
+    slide.read_level(0, slide.width - 1, slide.height - 1, 1, 1)
     return slide
 
 

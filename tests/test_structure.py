@@ -21,6 +21,7 @@ GROUND = {
     "record",
     "shapes",
     "slides",
+    "slides_tiatoolbox",
     "tissue",
 }
 # the way of the data; a room may import from the rooms before it

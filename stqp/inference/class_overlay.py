@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +18,7 @@ from stqp.taxonomy import RGB, UNKNOWN, color_of
 
 MPP = 0.5
 _TILE = 512
-_DRAWN_UM = 5.0  # µm per px beyond which a nucleus is a dot, and its area is added to the pixel of its centre
+_DRAWN_UM = 1.0  # µm per px above which nuclei are drawn finer, and averaged
 _RGBA = NDArray[np.uint8]
 
 
@@ -24,8 +27,8 @@ def write_overlay(
 ) -> None:
     """Write a tiled, compressed OME-TIFF with transparency (RGBA), atomically.
 
-    It is drawn and written a row of tiles at a time, so that the memory does not grow with the slide. Coarser levels
-    are drawn anew: how opaque a pixel is tells how much of it nuclei cover.
+    It is drawn and written a row of tiles at a time, so that the memory does not grow with the height of the slide;
+    coarser levels wait in temporary files beside it. How opaque a pixel is tells how much of it nuclei cover.
 
     Parameters
     ----------
@@ -39,109 +42,116 @@ def write_overlay(
         Of the classes; others get the taxonomy's.
     mpp
         µm per px of the overlay.
+
+    Raises
+    ------
+    EnvironmentProblem
+        When the disk is full.
     """
     import tifffile
 
     step = mpp / found.mpp
-    steps = [step]
-    while max(_level_size(size, steps[-1])) > _TILE:
-        steps.append(steps[-1] * 2)
+    sizes = [(max(1, math.ceil(size[0] / step)), max(1, math.ceil(size[1] / step)))]
+    while max(sizes[-1]) > _TILE:
+        sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
     names = (UNKNOWN, *found.classes)
     palette = np.zeros((len(names) + 1, 4), np.uint8)
     for code, name in enumerate(names, start=1):
         palette[code] = (*colors.get(name, color_of(name)), 255)
-    drawing = _Drawing(found, palette)
     legend = ", ".join(f"{name} #{r:02x}{g:02x}{b:02x}" for name, (r, g, b, _) in zip(names, palette[1:], strict=True))
     described = {
         "axes": "YXS",
         "PhysicalSizeX": mpp, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": mpp, "PhysicalSizeYUnit": "µm",
         "Description": f"Nuclei in the colours of their classes: {legend}",
     }  # fmt: skip
-    with files.replacing(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=True, ome=True) as writer:
-        for level, pixel in enumerate(steps):
-            width, height = _level_size(size, pixel)
+    with (
+        files.replacing(path) as temporary,
+        tifffile.TiffWriter(temporary, bigtiff=True, ome=True) as writer,
+        contextlib.ExitStack() as stack,
+    ):
+        # files without a name: no kill leaves them behind
+        waiting = [stack.enter_context(tempfile.TemporaryFile(dir=path.parent)) for _ in sizes[1:]]
+        for level, (width, height) in enumerate(sizes):
+            strips = (
+                _drawn(found, palette, step, width, height) if level == 0 else _read(waiting[level - 1], width, height)
+            )
+            coarser = waiting[level] if level < len(waiting) else None
             writer.write(
-                drawing.tiles(pixel, width, height, fine=level == 0),
+                _tiles(strips, width, coarser),
                 shape=(height, width, 4),
                 dtype=np.uint8,
                 tile=(_TILE, _TILE),
                 photometric="rgb",
                 extrasamples=["unassalpha"],
                 compression="deflate",
-                subifds=len(steps) - 1 if level == 0 else None,
+                subifds=len(sizes) - 1 if level == 0 else None,
                 subfiletype=1 if level else 0,
                 metadata=described if level == 0 else None,
                 resolutionunit="CENTIMETER",
-                resolution=(1e4 / (pixel * found.mpp),) * 2,
+                resolution=(1e4 / (mpp * 2**level),) * 2,
                 maxworkers=1,
             )
 
 
-def _level_size(size: tuple[int, int], step: float) -> tuple[int, int]:
-    return max(1, math.ceil(size[0] / step)), max(1, math.ceil(size[1] / step))
+def _drawn(found: Detections, palette: _RGBA, step: float, width: int, height: int) -> Iterator[list[_RGBA]]:
+    """Rows of tiles of the finest level, from the nuclei."""
+    finer = max(0, math.ceil(math.log2(step * found.mpp / _DRAWN_UM)))
+    times = 2**finer
+    polygons = found.polygons.scale(times / step)
+    codes = (found.class_ids + 1).astype(np.uint8)
+    bounds = np.nan_to_num(polygons.bounds(), nan=-1)
+    side = _TILE * times
+    columns = -(-width // _TILE)
+    for y in range(0, height * times, side):
+        near = np.flatnonzero((bounds[:, 3] > y) & (bounds[:, 1] < y + side))
+        strip = np.zeros((side, columns * side), np.uint8)
+        polygons.take(near).shift(0, -y).rasterize(strip.shape, codes[near], strip)
+        strip[:, width * times :] = 0
+        row = []
+        for x in range(0, columns * side, side):
+            tile = palette[strip[:, x : x + side]]
+            for _ in range(finer):
+                tile = _halved(tile)
+            row.append(tile)
+        yield row
 
 
-class _Drawing:
-    def __init__(self, found: Detections, palette: _RGBA):
-        self.polygons, self.codes, self.palette = found.polygons, (found.class_ids + 1).astype(np.uint8), palette
-        self.mpp = found.mpp
-        bounds = np.nan_to_num(self.polygons.bounds(), nan=-1)
-        self.top, self.bottom = bounds[:, 1], bounds[:, 3]
+def _read(file: IO[bytes], width: int, height: int) -> Iterator[list[_RGBA]]:
+    """Rows of tiles of a level that waits in a file."""
+    file.truncate(4 * width * height)  # what nobody wrote is transparent
+    file.seek(0)
+    for y in range(0, height, _TILE):
+        rows = min(_TILE, height - y)
+        strip = np.zeros((_TILE, -(-width // _TILE) * _TILE, 4), np.uint8)
+        content = file.read(4 * width * rows)
+        strip[:rows, :width] = np.frombuffer(content, np.uint8).reshape(rows, width, 4)
+        yield [np.ascontiguousarray(strip[:, x : x + _TILE]) for x in range(0, strip.shape[1], _TILE)]
 
-    def tiles(self, step: float, width: int, height: int, fine: bool) -> Iterator[_RGBA]:
-        """Tiles of a level, row by row; `step` full-resolution px are a pixel."""
-        for y in range(0, height, _TILE):
-            if step * self.mpp > _DRAWN_UM:
-                strip = self._dots(step, width, y)
-                yield from (_padded(strip[:, x : x + _TILE]) for x in range(0, width, _TILE))
-                continue
-            times = 1 if fine else 2
-            codes = self._areas(step / times, width * times, y * times, _TILE * times)
-            for x in range(0, width, _TILE):
-                yield self._colored(codes[:, x * times : (x + _TILE) * times], times)
 
-    def _areas(self, step: float, width: int, y: int, rows: int) -> NDArray[np.uint8]:
-        """Class codes of the pixels of some rows."""
-        near = np.flatnonzero((self.bottom > y * step) & (self.top < (y + rows) * step))
-        codes = np.zeros((rows, width), np.uint8)
-        self.polygons.take(near).scale(1 / step).shift(0, -y).rasterize(codes.shape, self.codes[near], codes)
-        return codes
+def _tiles(strips: Iterator[list[_RGBA]], width: int, coarser: IO[bytes] | None) -> Iterator[_RGBA]:
+    """Tiles one by one; half of their size goes to the file of the next level."""
+    half = -(-width // 2)
+    for number, row in enumerate(strips):
+        if coarser is not None and any(tile[..., 3].any() for tile in row):
+            strip = np.concatenate([_halved(tile) for tile in row], axis=1)[:, :half]
+            coarser.seek(4 * half * number * (_TILE // 2))
+            coarser.write(strip.tobytes())
+        yield from row  # nobody comes back after the last tile
 
-    def _colored(self, codes: NDArray[np.uint8], times: int) -> _RGBA:
-        """Pixels in their colours; of 2 x 2 the mean of those that nuclei cover."""
-        tile = self.palette[codes]
-        if times > 1:
-            rows = tile[::2].astype(np.uint16) + tile[1::2]
-            parts = rows[:, ::2] + rows[:, 1::2]
-            alpha = parts[..., 3]
-            seen = alpha > 0
-            covered = (alpha[seen] // 255)[:, None]
-            tile = np.zeros(parts.shape, np.uint8)
-            tile[seen, :3] = (parts[seen, :3] + covered // 2) // covered
-            tile[..., 3] = alpha // times**2
-        return _padded(tile)
 
-    def _dots(self, step: float, width: int, y: int) -> _RGBA:
-        """Some rows in which a pixel holds many nuclei: their areas, by class."""
-        near = np.flatnonzero((self.bottom > y * step) & (self.top < (y + _TILE) * step))
-        part = self.polygons.take(near)
-        column, row = np.floor(part.centroid() / step).astype(np.int64).T
-        inside = (row >= y) & (row < y + _TILE) & (column >= 0) & (column < width)
-        place = ((row - y) * width + column)[inside]
-        area, codes = part.area()[inside] / step**2, self.codes[near][inside]
-        covered = np.bincount(place, area, _TILE * width)
-        result = np.zeros((_TILE * width, 4), np.uint8)
-        seen = covered > 0
+def _halved(tile: _RGBA) -> _RGBA:
+    """Means of 2 x 2 pixels, the colour of what is opaque counting as much as it is."""
+    result = np.zeros((tile.shape[0] // 2, tile.shape[1] // 2, 4), np.uint8)
+    alpha = _sums(tile[..., 3])
+    seen = alpha > 0
+    if seen.any():
+        result[..., 3] = (alpha + 2) // 4
         for channel in range(3):
-            light = np.bincount(place, area * self.palette[codes, channel], _TILE * width)
-            result[seen, channel] = np.rint(light[seen] / covered[seen])
-        result[:, 3] = np.rint(255 * np.minimum(covered, 1))
-        return result.reshape(_TILE, width, 4)
+            light = _sums(tile[..., channel].astype(np.uint32) * tile[..., 3])
+            result[seen, channel] = (light[seen] + alpha[seen] // 2) // alpha[seen]
+    return result
 
 
-def _padded(tile: _RGBA) -> _RGBA:
-    if tile.shape[:2] == (_TILE, _TILE):
-        return np.ascontiguousarray(tile)
-    full = np.zeros((_TILE, _TILE, 4), np.uint8)
-    full[: tile.shape[0], : tile.shape[1]] = tile
-    return full
+def _sums(values: NDArray[np.integer]) -> NDArray[np.uint32]:
+    rows = values[::2].astype(np.uint32) + values[1::2]
+    return rows[:, ::2] + rows[:, 1::2]

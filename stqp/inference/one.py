@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from stqp.alignment.stain import Stains
 from stqp.errors import InputError
 from stqp.inference.annotation_store import write_annotation_store
 from stqp.inference.cells import expand
@@ -24,27 +23,25 @@ from stqp.inference.detections import Detections
 from stqp.inference.engine import predict_slide
 from stqp.inference.maps import map_stem, write_map
 from stqp.inference.model import Predictor
+from stqp.inference.stain import with_haematoxylin
 from stqp.inference.table import write_table
 from stqp.inference.targets import Job
 from stqp.inference.where import Where
 from stqp.inference.writing import source_of, to_objects, write_detections
 from stqp.locking import FolderBusy
-from stqp.pixels import pixel_means
 from stqp.polygons import Polygons
 from stqp.qupath.backends import DEFAULT_BACKEND, open_project
 from stqp.qupath.geojson import write_geojson
 from stqp.qupath.objects import ObjectKind, PathObjects
 from stqp.qupath.project import QuPathProject
 from stqp.record import RunRecord
-from stqp.slides import RGBImage, Slide, open_slide
+from stqp.slides import Slide, open_slide
 from stqp.taxonomy import RGB, color_of
-from stqp.tissue import broken_file
 
 logger = logging.getLogger(__name__)
 ENGINES = ("stqp", "tiatoolbox")
 _LARGEST_MAP = 2**31  # px; an instance map in full resolution is held in memory
 _PATIENCE = 600.0  # s that a project may be written by others
-_CALIBRATION, _CALIBRATION_SIDE = 24, 256  # windows around nuclei, from which the stains are estimated
 
 Progress = Callable[[int, int], None]
 
@@ -142,7 +139,7 @@ def predict_one(
     EnvironmentProblem
         When the disk is full, or another process does not let go of the project.
     """
-    if job.slide is None or (job.entry is not None and not job.slide.is_file()):
+    if job.slide is None or (job.entry is not None and not job.slide.exists()):
         raise InputError(
             f"the project {job.project} names an image file that is not there"
             f"{'' if job.slide is None else f' ({job.slide})'}; stqp project relink finds images that moved"
@@ -244,25 +241,6 @@ def _found(
         workers=settings.workers,
         progress=progress,
     )
-
-
-def with_haematoxylin(found: Detections, slide: Slide) -> tuple[Detections, Stains]:
-    """Measure the mean optical density of haematoxylin over each nucleus, at the network's pixels.
-
-    The stains are estimated from windows around nuclei all over the slide.
-    """
-    centre = found.polygons.centroid()
-    some = np.unique(np.linspace(0, len(found) - 1, min(_CALIBRATION, len(found))).astype(int))
-    half = _CALIBRATION_SIDE / 2 * found.pixel
-    pixels: list[RGBImage] = []
-    with broken_file(slide):
-        for x, y in centre[some].tolist():
-            side = min(_CALIBRATION_SIDE, slide.width, slide.height)
-            left = min(max(x - half, 0), max(slide.width - side * found.pixel, 0))
-            top = min(max(y - half, 0), max(slide.height - side * found.pixel, 0))
-            pixels.append(slide.read(left, top, (side, side), found.pixel)[::2, ::2].reshape(-1, 3))
-    stains = Stains.estimate(np.concatenate(pixels))
-    return replace(found, haematoxylin=pixel_means(slide, found.polygons, stains.amount, found.pixel)), stains
 
 
 def colors_of(predictor: Predictor) -> dict[str, RGB]:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -270,18 +271,40 @@ def _gpus() -> list[str]:
 
 
 def _slurm(scheduler: Scheduler) -> Any:
+    cluster = slurm_cluster(scheduler.options or {})
+    if shutil.which("sbatch") is None:
+        cluster.close()
+        raise EnvironmentProblem("the scheduler slurm needs the command sbatch, which this machine lacks")
+    cluster.scale(jobs=scheduler.workers or 1)
+    return cluster
+
+
+def slurm_cluster(options: Mapping[str, str | int]) -> Any:
+    """Make a `dask_jobqueue.SLURMCluster` without workers; ``cores`` are those of one slide.
+
+    Raises
+    ------
+    EnvironmentProblem
+        When dask-jobqueue is not installed.
+    UsageError
+        When it does not take an option.
+    """
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError as error:
         raise EnvironmentProblem(
             "the scheduler slurm needs dask-jobqueue, which is not installed; pip install 'stqp[slurm]'"
         ) from error
+    given = dict(options)
+    cores = int(given.pop("cores", 1))
     try:
-        cluster = SLURMCluster(**{"cores": 1, "processes": 1, "memory": "16GiB", **(scheduler.options or {})})
+        # one slide at a time, however many processors it has
+        return SLURMCluster(**{
+            "cores": 1, "processes": 1, "memory": "16GiB", "job_cpu": cores,
+            "job_script_prologue": [f"export OMP_NUM_THREADS={cores}"], **given,
+        })  # fmt: skip
     except (TypeError, ValueError) as error:
         raise UsageError(f"dask-jobqueue does not take the options of --slurm ({error})") from error
-    cluster.scale(jobs=scheduler.workers or 1)
-    return cluster
 
 
 def mark_of(model: Model) -> str:

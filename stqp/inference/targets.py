@@ -15,7 +15,7 @@ from stqp.inference.status import STATUS_FOLDER, Status
 from stqp.qupath.backends import open_project
 from stqp.qupath.interface import Entry
 from stqp.qupath.project import PROJECT_NAME
-from stqp.slides import is_slide
+from stqp.slides import is_folder_slide, is_slide
 
 logger = logging.getLogger(__name__)
 
@@ -260,7 +260,7 @@ def _few(texts: set[str]) -> str:
 
 
 def _slides(target: Path, recursive: bool) -> list[Path]:
-    if not target.is_dir():
+    if not target.is_dir() or is_folder_slide(target):
         if not target.exists():
             raise InputError("expected a slide, a folder of slides or a QuPath project, found nothing there")
         return [target]
@@ -268,7 +268,9 @@ def _slides(target: Path, recursive: bool) -> list[Path]:
     for path in sorted(target.iterdir()):
         if path.name.startswith("."):
             continue
-        if path.is_dir():
+        if is_folder_slide(path):
+            slides.append(path)
+        elif path.is_dir():
             if not recursive:
                 deeper = True
             elif (path / PROJECT_NAME).is_file():

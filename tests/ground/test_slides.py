@@ -124,3 +124,40 @@ def test_openslide_slide(real_data):
         small, large = slide.read(500, 700, (100, 80), 2.0), slide.read(500, 700, (200, 160), 1.0)
         blocks = large.reshape(80, 2, 100, 2, 3).mean((1, 3))
         assert np.abs(small - blocks).max() <= 1
+
+
+def write_ngff(path, pixels, mpp):
+    """OME-Zarr 0.4 of one level, as TIAToolbox reads it."""
+    import zarr
+
+    group = zarr.open_group(str(path), mode="w", zarr_format=2)
+    group.create_array("0", shape=pixels.shape, chunks=(256, 256, 3), dtype="uint8")[...] = pixels
+    scale = {"type": "scale", "scale": [mpp, mpp, 1.0]}
+    space = {"type": "space", "unit": "micrometer"}
+    window = {"start": 0, "end": 255, "min": 0, "max": 255}
+    group.attrs.update({
+        "multiscales": [{
+            "version": "0.4",
+            "axes": [{"name": "y", **space}, {"name": "x", **space}, {"name": "c", "type": "channel"}],
+            "datasets": [{"path": "0", "coordinateTransformations": [scale]}],
+        }],
+        "omero": {
+            "name": "s", "id": 1, "version": "0.4", "rdefs": {"defaultT": 0, "defaultZ": 0, "model": "color"},
+            "channels": [{"color": c, "window": window, "label": c} for c in ("FF0000", "00FF00", "0000FF")],
+        },
+    })  # fmt: skip
+
+
+def test_what_only_tiatoolbox_reads_is_read_by_it(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (301, 403, 3), dtype=np.uint8)
+    write_ngff(tmp_path / "s.zarr", pixels, 0.5)
+    with open_slide(tmp_path / "s.zarr") as slide:
+        assert (slide.width, slide.height, slide.mpp) == (403, 301, 0.5)
+        np.testing.assert_array_equal(slide.read(100, 50, (64, 32)), pixels[50:82, 100:164])
+        assert (slide.read(390, 290, (20, 20))[12:] == 255).all()
+    (tmp_path / "broken.zarr").mkdir()
+    for name in ("broken.zarr", "broken.tif"):
+        if name.endswith("tif"):
+            (tmp_path / name).write_bytes(b"no image")
+        with pytest.raises(InputError, match=f"{name} cannot be read as an image.*is it whole"):
+            open_slide(tmp_path / name)

@@ -16,11 +16,11 @@ import pytest
 from perfect_maps import ColourNetwork, grid_of_nuclei, paint
 from PIL import Image
 
-from stqp.errors import EnvironmentProblem, InputError
+from stqp.errors import EnvironmentProblem, InputError, UsageError
 from stqp.inference import one
 from stqp.inference.one import Settings
 from stqp.inference.run import predict_targets
-from stqp.inference.scheduling import Scheduler, run_on
+from stqp.inference.scheduling import Scheduler, run_on, slurm_cluster
 from stqp.inference.status import Status, read_status
 from stqp.qupath.project import QuPathProject
 
@@ -219,3 +219,20 @@ def test_the_command_of_the_status(tmp_path):
     assert "2 slides: 1 failed, 1 done; 1,234 nuclei" in result.output
     told = json.loads(CliRunner().invoke(command, [str(tmp_path), "--json"]).output)
     assert {s["image"] for s in told} == {"a.svs", "b.svs"}
+
+
+def test_slurm_workers_take_a_slide_at_a_time(monkeypatch):
+    pytest.importorskip("dask_jobqueue")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(EnvironmentProblem, match="sbatch"):
+        [*run_on(Scheduler("slurm"), [], ColourNetwork(), SETTINGS, "", None)]
+    cluster = slurm_cluster({"queue": "gpu", "cores": 6, "walltime": "02:00:00"})
+    try:
+        script = cluster.job_script()
+    finally:
+        cluster.close()
+    for line in ("#SBATCH -p gpu", "#SBATCH --cpus-per-task=6", "#SBATCH -t 02:00:00", "export OMP_NUM_THREADS=6"):
+        assert line in script
+    assert "--nthreads 1" in script
+    with pytest.raises(UsageError, match="nonsense"):
+        slurm_cluster({"nonsense": 1})

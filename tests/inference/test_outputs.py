@@ -17,7 +17,7 @@ from stqp.inference.cells import expand
 from stqp.inference.class_overlay import write_overlay
 from stqp.inference.detections import HAEMATOXYLIN as STAIN
 from stqp.inference.detections import Detections
-from stqp.inference.one import with_haematoxylin
+from stqp.inference.stain import with_haematoxylin
 from stqp.inference.table import write_table
 from stqp.inference.writing import to_objects
 from stqp.pixels import pixel_means
