@@ -296,6 +296,7 @@ def _into_project(
             )
         else:
             entry = project.entry(job.entry)
+        project.add_classes(colors)
         objects, counts = write_detections(entry, found, run_name, None if where.everywhere else where, colors)
         strange = [name for name in found.classes if name not in present]
         if present and strange:

@@ -7,6 +7,8 @@ import functools
 import logging
 import os
 import shutil
+import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -210,11 +212,16 @@ def connected(scheduler: Scheduler) -> Iterator[Any]:
     """Connect to the scheduler; a cluster that is made here ends with the block."""
     from distributed import Client
 
-    if scheduler.kind in (LOCAL, SLURM):
-        with (_local if scheduler.kind == LOCAL else _slurm)(scheduler) as cluster, Client(cluster) as client:
-            if scheduler.kind == LOCAL:
-                threads = max(1, (os.cpu_count() or 1) // max(1, len(cluster.workers)))
-                client.register_plugin(_share(_gpus(), threads))
+    for name in [n for n in logging.root.manager.loggerDict if n.split(".")[0] == "distributed"]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what becomes of the slides is told by stqp
+    if scheduler.kind == LOCAL:
+        with _without_main(), _local(scheduler) as cluster, Client(cluster) as client:
+            threads = max(1, (os.cpu_count() or 1) // max(1, len(cluster.workers)))
+            client.register_plugin(_share(_gpus(), threads))
+            yield client
+        return
+    if scheduler.kind == SLURM:
+        with _slurm(scheduler) as cluster, Client(cluster) as client:
             yield client
         return
     try:
@@ -226,6 +233,21 @@ def connected(scheduler: Scheduler) -> Iterator[Any]:
         ) from error
     with client:
         yield client
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the script that runs: a worker needs nothing of it, and one without a guard would run in each of them."""
+    main = sys.modules["__main__"]
+    kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+    try:
+        main.__spec__ = None
+        if "__file__" in kept:
+            del main.__file__
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(main, name, value)
 
 
 def _local(scheduler: Scheduler) -> Any:
@@ -249,11 +271,13 @@ def _share(gpus: Sequence[str], threads: int) -> Any:
     from distributed import WorkerPlugin
 
     class Share(WorkerPlugin):
-        """Sets the environment before torch is imported."""
+        """Sets the environment, before torch is imported."""
 
         name = "stqp-share"
 
         def setup(self, worker: Any) -> None:
+            with contextlib.suppress(ValueError):  # Ctrl-C is for the one who ends the workers
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
             os.environ["OMP_NUM_THREADS"] = str(threads)  # Dask has set 1
             if gpus:
                 os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(worker.name) % len(gpus)]

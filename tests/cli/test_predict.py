@@ -133,3 +133,55 @@ def test_weights_that_do_not_fit(run_folder, tmp_path):
     (tmp_path / "model.pth").unlink()
     with pytest.raises(InputError, match=r"model\.pth"):
         load_predictor(tmp_path, "cpu")
+
+
+def test_files_and_cells_without_a_project(run_folder, slide, tmp_path):
+    out = tmp_path / "out"
+    asked = (
+        run_folder, slide, "--out", out, "--mpp", 0.25, "--device", "cpu", "--window", 256, "--no-tissue", "--table",
+        "--geojson", "--annotation-store", "--overlay", 1, "--cell-expansion", 2,
+    )  # fmt: skip
+    result = invoke(*asked)
+    assert result.exit_code == 0, result.exception
+    assert f"written to {out}" in result.output
+    names = {p.name for p in out.iterdir()}
+    assert {"slide.parquet", "slide.geojson", "slide.db", "slide.overlay.ome.tif", "slide.json"} <= names
+    again = invoke(*asked, "--resume", "--json")
+    assert json.loads(again.stdout)["skipped"] == {"slides that were done before": 1}
+
+
+def test_options_that_do_not_go_together(run_folder, slide, tmp_path):
+    def error_of(*args):
+        return invoke(run_folder, *args, "--device", "cpu").exception
+
+    project = ("--project", tmp_path / "p")
+    for args, part in (
+        ((slide, "--workers", 2, *project), "--scheduler"),
+        ((slide, "--where", "organ", *project), "KEY=VALUE"),
+        ((slide, "--tag", "a", *project), "no target is a QuPath project"),
+        ((slide, "--out", tmp_path / "o"), "none is asked for"),
+        ((slide, *project, "--scheduler", "slurm", "--slurm", "queue"), "--slurm"),
+        ((), "nothing to predict"),
+    ):
+        error = error_of(*args)
+        assert isinstance(error, UsageError) and part in str(error), (args, error)
+    nowhere = error_of(slide, *project, "--scheduler", "nowhere")
+    assert isinstance(nowhere, EnvironmentProblem) and "no Dask scheduler answers" in str(nowhere)
+    within = error_of(slide, *project, "--within", "Region", "--mpp", 0.25)
+    assert isinstance(within, InputError) and "in no project" in str(within)
+
+
+def test_devices_that_share_the_work(monkeypatch):
+    import torch
+
+    from stqp.devices import pick_devices
+
+    assert pick_devices("cpu") == ["cpu"]
+    with pytest.raises(UsageError, match="different devices"):
+        pick_devices("cpu,cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert pick_devices("auto") == ["cuda:0", "cuda:1", "cuda:2"]
+    assert pick_devices("cuda:0, cuda:2") == ["cuda:0", "cuda:2"]
+    with pytest.raises(EnvironmentProblem, match="finds 3 GPUs"):
+        pick_devices("cuda:3")
