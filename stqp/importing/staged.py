@@ -30,6 +30,11 @@ class StagedFiles:
         self._placed: list[Path] = []
         self._made: list[Path] = []
 
+    @property
+    def names(self) -> list[str]:
+        """Of the files that were asked for, in the order of the alphabet."""
+        return sorted(final.name for _, final in self._new)
+
     def path(self, name: str) -> Path:
         """Where to write the file that will be `name`."""
         with files.disk_errors(self.folder):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stqp.errors import InputError, UsageError
-from stqp.training.manifest import WEIGHTS, read_manifest
+from stqp.training.manifest import MANIFEST, WEIGHTS, read_manifest
 from stqp.training.network import ARCHITECTURES, MPP, build_network
 from stqp.training.registered import registered_models, same_class, weights_of
 from stqp.training.weights import HEAD, ROWS, check_state, detect_architecture, load_safely, unwrapped
@@ -94,7 +94,7 @@ def read_checkpoint(
         When the weights of a registered model are not on this machine.
     """
     path = Path(where)
-    if any((path / name).is_file() for name in ("manifest.json", "train.toml")):
+    if any((path / name).is_file() for name in (MANIFEST, "train.toml")):
         manifest = read_manifest(path)
         file = path / WEIGHTS
         if not file.is_file():
@@ -241,13 +241,22 @@ def _read_file(path: Path) -> Checkpoint:
     source = "state_dict"
     if isinstance(content, Mapping) and "stqp_training" in content:
         source = "stqp checkpoint"
+        content = _kept(content)
         own = content.get("stqp_classes")
         classes = tuple(str(c) for c in own) if own else _classes_of_patches(path.parent)
     elif isinstance(content, Mapping) and isinstance(content.get("desc"), Mapping):
         source = "official checkpoint"
-    elif path.name == WEIGHTS and (path.parent / "manifest.json").is_file():
+    elif path.name == WEIGHTS and (path.parent / MANIFEST).is_file():
         source, manifest = "stqp run", read_manifest(path.parent)
     return _checked(unwrapped(content, path), path, source, manifest, classes)
+
+
+def _kept(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A checkpoint with the averaged weights in the place of the last ones, where there are any."""
+    average = content.get("average")
+    if not isinstance(average, Mapping):
+        return content
+    return {**content, "state_dict": {k: v for k, v in average.items() if str(k).startswith("module.")}}
 
 
 def _classes_of_patches(run: Path) -> tuple[str, ...] | None:
