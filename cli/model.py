@@ -84,8 +84,9 @@ def export_command(
 def report_command(run: Path, out: Path | None, patches: int | None, device: str, as_json: bool, verbose: bool) -> None:
     """Write the report of a training RUN: its course, its scores, and patches beside their truth."""
     set_up_logging(verbose)
-    from stqp.report.training import report_run
     from stqp_cli.common import progress_bar
+
+    from stqp.report.training import report_run
 
     with progress_bar("Held-out patches", "patch") as progress:
         record = report_run(run, out, patches, device, progress)

@@ -9,6 +9,8 @@ import click
 from stqp_cli.common import PATH, json_option, progress_bar, report, set_up_logging, verbose_option
 from stqp_cli.options import click_option
 
+from stqp.errors import StqpError
+from stqp.record import RunRecord
 from stqp.training.settings import OPTIONS
 
 EPILOG = """\b
@@ -20,7 +22,8 @@ Examples:
   stqp train --resume --out runs/second
 
 The run folder gets model.pth (a plain state_dict that TIAToolbox's HoVerNet loads), manifest.json,
-train.toml, metrics.csv and record.json. Ctrl-C keeps what was learnt: go on with --resume.
+ioconfig.yaml, train.toml, metrics.csv, record.json and report.html. Ctrl-C keeps what was learnt: go on
+with --resume.
 """
 
 
@@ -38,11 +41,13 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, with its own settings.")
 @click.option("--print-config", is_flag=True, help="Print all settings as train.toml, and do nothing.")
 @training_options
+@click.option("--report/--no-report", "with_report", default=True, show_default=True,
+              help="Write report.html at the end: curves, scores, patches beside their truth.")  # fmt: skip
 @json_option
 @verbose_option
 def command(
     as_json: bool, verbose: bool, projects: tuple[Path, ...], out: Path | None, config: Path | None, resume: bool,
-    print_config: bool, **flags: Any,
+    print_config: bool, with_report: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Train a HoVer-Net from the typed nuclei of QuPath PROJECTS.
 
@@ -82,8 +87,25 @@ def command(
         raise
     finally:
         bar.close()
-    if record is not None:
-        report(record, as_json, f"run: {out}", f"Next: stqp predict {out} SLIDE_OR_PROJECT")
+    if record is None:
+        return
+    written = _write_report(out, settings.run.device, record) if with_report else ""
+    report(record, as_json, f"run: {out}", written, f"Next: stqp predict {out} SLIDE_OR_PROJECT")
+
+
+def _write_report(out: Path, device: str, record: RunRecord) -> str:
+    """Write the run's report; the run is done, so what hinders it is no more than a warning."""
+    from stqp.report.training import report_run
+
+    try:
+        with progress_bar("Report", "patch") as progress:
+            done = report_run(out, device=device, progress=progress)
+    except StqpError as error:
+        record.warn(f"there is no report: {error}; write it by stqp model report {out}")
+        return ""
+    record.warnings += done.warnings
+    record.results["report"] = done.results["report"]
+    return f"report: {done.results['report']}"
 
 
 class _Bar:

@@ -30,6 +30,7 @@ WAY += ["evaluation", "report", "synthetic", "experiments", "demo"]
 EXCEPTIONS = {
     # a network in training is scored as its predictions will be: by nuclei, with the same post-processing
     ("training/validation.py", "inference.postprocess"),
+    ("training/validation.py", "evaluation.counts"),
     ("training/validation.py", "evaluation.overlap"),
     ("training/validation.py", "evaluation.scores"),
     # the report of a typing takes its place together with what it reports, or not at all

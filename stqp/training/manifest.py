@@ -104,7 +104,7 @@ def write_manifest(
         "fully_convolutional": geometry.fully_convolutional,
         "ioconfig": ioconfig(arch, patches.mpp),
         "weights": {"file": WEIGHTS, "sha256": weights, **network},
-        "data": _data(patches),
+        "data": _data(patches, out),
         "labels": label_provenance(patches.sources),
         "split": json.loads((out / "split.json").read_text(encoding="utf-8")),
         "training": training,
@@ -127,27 +127,26 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _data(patches: PatchFile) -> dict[str, Any]:
+def _data(patches: PatchFile, out: Path) -> dict[str, Any]:
     """What was learnt from: patches and nuclei by side, and fingerprints."""
+    own = patches.path.resolve().parent == out.resolve()
     digest = hashlib.sha256()
     for array in (patches.origin, patches.source, patches.side):
         digest.update(array.tobytes())
     digest.update(json.dumps(patches.sources).encode())
-    sides = {name: int((patches.side == number).sum()) for number, name in enumerate(SIDES)}
-    result: dict[str, Any] = {"patches": len(patches), "patches_by_side": sides, "size": patches.size}
-    counts = getattr(patches, "counts", None)
-    if counts is not None:
-        names = ["Unknown", *patches.classes]
-        result["nuclei"] = {
-            side: dict(zip(names, counts[patches.side == number].sum(axis=0).tolist(), strict=True))
-            for number, side in enumerate(SIDES)
-        }
-    about = getattr(patches, "about", {})
-    result |= {key: about[key] for key in ("options", "labels") if key in about}
+    names = ["Unknown", *patches.classes]
     return {
-        **result,
+        "file": patches.path.name if own else str(patches.path.resolve()),
+        "patches": len(patches),
+        "patches_by_side": {name: int((patches.side == number).sum()) for number, name in enumerate(SIDES)},
+        "size": patches.size,
+        "nuclei": {
+            side: dict(zip(names, patches.counts[patches.side == number].sum(axis=0).tolist(), strict=True))
+            for number, side in enumerate(SIDES)
+        },
+        **{key: patches.about[key] for key in ("options", "labels") if key in patches.about},
         "fingerprint": digest.hexdigest(),
-        "source_fingerprint": getattr(patches, "fingerprint", ""),
+        "source_fingerprint": patches.fingerprint,
         "sources": patches.sources,
     }
 

@@ -1,6 +1,7 @@
 """Score a network in training on held-out patches, by nuclei found and typed, not by pixels."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -9,6 +10,9 @@ from torch import nn
 
 from stqp.patches.store import UNKNOWN_TYPE, PatchFile
 from stqp.training.network import Architecture
+
+if TYPE_CHECKING:
+    from stqp.evaluation.counts import Counts
 
 SCORES = ("dice", "aji", "pq", "f_d", "f_c_mean", "type_f1_macro", "mpq")
 LARGEST_NUMBER = 64
@@ -67,6 +71,47 @@ def chosen_rows(rows: NDArray[np.integer], gflop: float, device: str) -> NDArray
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), number)).astype(int))]
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What a network found on one patch, within its margin, beside the truth.
+
+    Attributes
+    ----------
+    true, predicted : int (s, s)
+        Nuclei by number, 0 is background.
+    true_types, predicted_types : int (n,), (m,)
+        Class of each nucleus in the order of the numbers, 0 is Unknown.
+    counts : Counts
+        What the scores are made of.
+    """
+
+    true: NDArray[np.integer]
+    true_types: NDArray[np.integer]
+    predicted: NDArray[np.integer]
+    predicted_types: NDArray[np.integer]
+    counts: "Counts"
+
+
+def judge_patch(network: nn.Module, arch: Architecture, patches: PatchFile, row: int, device: str) -> Judged:
+    """Find the nuclei of a patch and count what is right."""
+    from stqp.evaluation.overlap import from_maps
+    from stqp.evaluation.scores import count
+    from stqp.inference.postprocess import class_of, postprocess_maps
+
+    patch = patches.read(row)
+    maps = predict_maps(network, arch, patch["images"], device)
+    cut = slice(arch.margin, arch.margin + maps["np"].shape[0])
+    valid = patch["valid"][cut, cut] > 0
+    true, kinds = patch["instances"][cut, cut] * valid, patch["types"][cut, cut]
+    ids, first = np.unique(true, return_index=True)
+    types = kinds.reshape(-1)[first][ids > 0]
+    inst, probability, _ = postprocess_maps(maps["np"] * valid, maps["hv"], maps["tp"])
+    predicted = class_of(probability, background=True) if len(probability) else np.empty(0, int)
+    true_types = np.where(types == UNKNOWN_TYPE, 0, types).astype(np.int64)
+    counts = count(from_maps(true, inst, true_types, predicted), patches.mpp, len(patches.classes))
+    return Judged(true, true_types, inst, predicted, counts)
+
+
 def score_network(
     network: nn.Module, arch: Architecture, patches: PatchFile, rows: NDArray[np.integer], device: str
 ) -> dict[str, float]:
@@ -77,22 +122,8 @@ def score_network(
     dict
         `SCORES`, as `stqp.evaluation` defines them.
     """
-    from stqp.evaluation.overlap import from_maps
-    from stqp.evaluation.scores import count, summarise
-    from stqp.inference.postprocess import class_of, postprocess_maps
+    from stqp.evaluation.scores import summarise
 
-    counts = {}
-    for row in rows:
-        patch = patches.read(int(row))
-        maps = predict_maps(network, arch, patch["images"], device)
-        cut = slice(arch.margin, arch.margin + maps["np"].shape[0])
-        valid = patch["valid"][cut, cut] > 0
-        true, kinds = patch["instances"][cut, cut] * valid, patch["types"][cut, cut]
-        ids, first = np.unique(true, return_index=True)
-        types = kinds.reshape(-1)[first][ids > 0]
-        inst, probability, _ = postprocess_maps(maps["np"] * valid, maps["hv"], maps["tp"])
-        predicted = class_of(probability, background=True) if len(probability) else np.empty(0, int)
-        true_types = np.where(types == UNKNOWN_TYPE, 0, types)
-        counts[str(row)] = count(from_maps(true, inst, true_types, predicted), patches.mpp, len(patches.classes))
+    counts = {str(row): judge_patch(network, arch, patches, int(row), device).counts for row in rows}
     pooled: dict[str, Any] = summarise(counts, patches.classes, bootstrap=0)["pooled"]
     return {name: float(pooled[name]) for name in SCORES if pooled.get(name) is not None}
