@@ -15,7 +15,7 @@ COMMANDS = {
     "qc-alignment": ("qc_alignment", "Measure how well nuclei lie on the stain of their slide."),
     "patches": ("patches", "Cut training patches, look at them, import and export them."),
     "train": ("train", "Train a HoVer-Net from the typed nuclei of QuPath projects."),
-    "model": ("model", "Tell what a network is, export it, and report how it was trained."),
+    "model": ("model", "Tell what a network is, export it, report on its run."),
     "predict": ("predict", "Find and type nuclei on slides, into QuPath projects."),
     "status": ("status", "Show how far a prediction of many slides is."),
     "compare": ("compare", "Show where two predictions of a slide differ."),

@@ -19,6 +19,7 @@ NO_SETTING = {
     "resume": "what to do, not how",
     "print_config": "what to do, not how",
     "as_json": "how to print",
+    "with_report": "what is written about the run, not the run",
     "verbose": "how to print",
 }
 
