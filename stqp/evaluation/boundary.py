@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 Labels = NDArray[np.integer]
 _BLOCK = 1024
 _DISTANCES = 4_000_000  # that are in memory at a time
-MOST_PAIRS = 200_000
+MOST_PAIRS = 100_000
 """Pairs of one image that are measured, in whole blocks all over it; more change no digit that is shown."""
 
 
@@ -131,10 +131,11 @@ def _boundary(labels: Labels, wanted: Ints) -> tuple[NDArray[np.float32], Ints]:
     edge = inner != labels[:-2, 1:-1]
     for other in (labels[2:, 1:-1], labels[1:-1, :-2], labels[1:-1, 2:]):
         edge |= inner != other
-    place = np.full(max(int(labels.max(initial=0)), int(wanted.max())) + 1, -1)
-    place[wanted] = np.arange(len(wanted))
     rows, columns = np.nonzero(edge & (inner > 0))
-    owner = place[inner[rows, columns]]
+    values = inner[rows, columns]
+    order = np.argsort(wanted)  # each is wanted once: no nucleus is in two pairs
+    place = np.minimum(np.searchsorted(wanted, values, sorter=order), len(wanted) - 1)
+    owner = np.where(wanted[order[place]] == values, order[place], -1)
     kept = np.flatnonzero(owner >= 0)
     kept = kept[np.argsort(owner[kept], kind="stable")]
     counts = np.bincount(owner[kept], minlength=len(wanted))

@@ -254,6 +254,8 @@ def _classes(sides: Mapping[Any, tuple[Match, Side, Side]]) -> list[str]:
         true |= set(np.unique(a.classes[found.overlap.true_ids - 1].astype(str)).tolist())
         pred |= set(np.unique(b.classes[found.overlap.pred_ids - 1].astype(str)).tolist())
     true -= {UNKNOWN}
+    if not true:  # nothing to be right or wrong about
+        return []
     return _in_order(true) + _in_order(pred - true - {UNKNOWN})
 
 

@@ -253,8 +253,8 @@ def _overlap(a: Part, b: Part) -> str:
     """Area that boxes share, in words; empty where they share none."""
     import shapely
 
-    areas = [shapely.union_all(shapely.box(*p.boxes.T)) for p in (a, b)]
-    shared = float(shapely.area(shapely.intersection(*areas))) * a.mpp**2
+    first, second = (shapely.union_all(shapely.box(*p.boxes.T)) for p in (a, b))
+    shared = float(shapely.area(shapely.intersection(first, second))) * a.mpp**2
     return f"{shared / 1e6:.4g} mm² of the slide are on both sides" if shared > 0 else ""
 
 
