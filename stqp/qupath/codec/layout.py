@@ -215,8 +215,8 @@ class Vocabulary:
         return Instance(self.desc(METADATA), [self.one, self.array([*keys]), self.array(values)])
 
     def path_class(self, full: str, colors: dict[str, RGB]) -> Instance:
-        """Shared class of a full text like ``Tumor: Positive``."""
-        if full not in self._path_classes:
+        """Shared class of a full text like ``Tumor: Positive``; not one of another colour than is asked for."""
+        if full not in self._path_classes or _other_color(self._path_classes[full], colors.get(full)):
             *ancestors, name = full.split(": ")
             parent = self.path_class(": ".join(ancestors), colors) if ancestors else NULL
             color = self.integer(packed(colors.get(full) or color_of(full)))
@@ -242,3 +242,8 @@ def packed(rgb: RGB) -> int:
 def unpacked(argb: int) -> RGB:
     """Red, green, blue of Java's ARGB."""
     return (argb >> 16) & 255, (argb >> 8) & 255, argb & 255
+
+
+def _other_color(path_class: Instance, wanted: RGB | None) -> bool:
+    color = path_class.get("colorRGB")
+    return wanted is not None and isinstance(color, Instance) and unpacked(color.get("value")) != tuple(wanted)
