@@ -292,3 +292,30 @@ def test_labels_of_the_user(tmp_path):
     (tmp_path / "other.csv").write_text("cell_id,label\nzzz,Epithelial\n")
     with pytest.raises(InputError, match="no cell id"):
         type_cells(made, "labels", labels=tmp_path / "other.csv")
+
+
+def test_lineages_without_a_class_stand_for_election():
+    of = table(("A", "x", "Epithelial"), ("B", "x", "Epithelial"), ("C", "red", "none"), ("D", "red", "none"),
+               ("E", "shared by all", "shared"))  # fmt: skip
+    assert of.lineages == ("red",)
+    led = named([[2, 2, 3, 3, 3]], list("ABCDE"), of, inside=[[0.3, 0.3, 0.9, 0.9, 0.9]])
+    assert led.decision[0] == "Unknown" and led.why[0] == "the markers of red lead, which have no class"
+    assert led.outside[0]["red"] > led.votes[0].max() and led.margin[0] == 0
+    one = named([[2, 2, 3, 0, 3]], list("ABCDE"), of, inside=[[0.3, 0.3, 0.9, 0.1, 0.9]])
+    assert one.decision[0] == "Epithelial"  # one marker is no lineage
+    near = named([[3, 3, 3, 3, 0]], list("ABCDE"), of)
+    assert near.decision[0] == "Unknown" and "red" in near.why[0]
+
+
+def test_what_a_taxonomy_leaves_out_is_unknown_and_not_of_a_class_by_stray_markers():
+    from stqp.celltyping.taxonomies import Taxonomy
+
+    made = slide(6, tumour=False, per_type=60)
+    content = {"classes": {"Lymphocyte": {"parent": "Inflammatory", "fine_types": ["T cells", "B cells"]},
+                           "Epithelial": {}}}  # fmt: skip
+    typed = type_cells(made, seed=1, taxonomy=Taxonomy.from_dict(content, "mine"))
+    left_out = made.obs["fine"].isin(["fibroblast", "endothelial"]).to_numpy()
+    assert (typed.classes[left_out] == "Unknown").mean() > 0.95
+    assert (typed.classes[(made.obs["truth"] == "Epithelial").to_numpy()] == "Epithelial").mean() > 0.95
+    rows = [c for c in typed.clusters if "Connective lead" in c["why"]]
+    assert rows and rows[0]["votes_without_class"]["Connective"] > 0
