@@ -25,8 +25,8 @@ GROUND = {
     "tissue",
 }
 # the way of the data; a room may import from the rooms before it
-WAY = ["sample", "alignment", "sources", "celltyping", "qupath", "importing", "patches", "training", "inference"]
-WAY += ["evaluation", "report", "synthetic", "experiments", "demo"]
+WAY = ["sample", "alignment", "sources", "celltyping", "qupath", "importing", "separability", "patches", "training"]
+WAY += ["inference", "evaluation", "report", "synthetic", "experiments", "demo"]
 EXCEPTIONS = {
     # a network in training is scored as its predictions will be: by nuclei, with the same post-processing
     ("training/validation.py", "inference.postprocess"),

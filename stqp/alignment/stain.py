@@ -1,4 +1,4 @@
-"""Haematoxylin from colour, by optical density (Ruifrok and Johnston 2001; vectors after Macenko et al. 2009)."""
+"""Haematoxylin and eosin by optical density (Ruifrok and Johnston 2001; vectors after Macenko et al. 2009)."""
 
 from __future__ import annotations
 
@@ -80,8 +80,15 @@ class Stains:
         ----------
         image : uint8 (height, width, 3)
         """
+        return self._separated(image, 0)
+
+    def eosin_amount(self, image: RGBImage) -> NDArray[np.float32]:
+        """Eosin of each pixel, as `amount` gives the haematoxylin."""
+        return self._separated(image, 1)
+
+    def _separated(self, image: RGBImage, stain: int) -> NDArray[np.float32]:
         rest = _unit(np.cross(self.haematoxylin, self.eosin))
-        weights = np.linalg.inv(np.array([self.haematoxylin, self.eosin, rest]))[:, 0]
+        weights = np.linalg.inv(np.array([self.haematoxylin, self.eosin, rest]))[:, stain]
         density = -np.log10((np.arange(256) + 1) / 256)
         tables = (density[:, None] * weights).astype(np.float32)
         result = tables[image[..., 0], 0]
