@@ -21,7 +21,7 @@ def _hidden(found: Separability, by: str) -> list[str]:
     return [
         f"the clusters {groups[p.a].name} and {groups[p.b].name} look different (AUC {p.auc.value:.2f}, "
         f"{p.auc.low:.2f} to {p.auc.high:.2f}) and have one fine type, by which a taxonomy cannot set them apart; "
-        "look at their genes: one of them may be named wrongly"
+        "look at their genes: one of them may be named wrongly, or be the tumour (stqp label --neoplastic-clusters)"
         for p in found.pairs
         if type_key(groups[p.a].type) == type_key(groups[p.b].type)
         and p.auc.value >= found.settings.least
