@@ -12,7 +12,7 @@ COMMANDS = {
     "demo": ("demo", "Make a small sample and run the whole chain on it."),
     "import-xenium": ("import_xenium", "Turn a Xenium run and its H&E into a QuPath project."),
     "label": ("label", "Type the nuclei of a project by the counts of their cells."),
-    "separability": ("separability", "Measure which nuclei an image can tell apart, and propose classes."),
+    "separability": ("separability", "Measure which nuclei an image can tell apart."),
     "qc-alignment": ("qc_alignment", "Measure how well nuclei lie on the stain of their slide."),
     "patches": ("patches", "Cut training patches, look at them, import and export them."),
     "train": ("train", "Train a HoVer-Net from the typed nuclei of QuPath projects."),

@@ -37,7 +37,7 @@ def heat_map(found: Separability) -> bytes:
         i, j = place[p.a], place[p.b]
         matrix[i, j] = matrix[j, i] = max(0.5, p.auc.value) if np.isfinite(p.auc.value) else np.nan
         marks[min(i, j), max(i, j)] = {"told apart": "", "not told apart": "×", "undecided": "?"}.get(p.verdict, "–")
-    cell = float(np.clip(11.0 / n, 0.32, 0.62))
+    cell = float(np.clip(12.0 / n, 0.38, 0.62))
     names = [found.groups[g].name for g in order]
     text_in = 0.085 * max(map(len, names)) + 0.2
     width, height = cell * n + text_in + 1.6 + 1.1, cell * n + text_in + 0.9
@@ -47,7 +47,7 @@ def heat_map(found: Separability) -> bytes:
     axes = figure.add_axes((left, bottom, cell * n / width, cell * n / height))
     colors = LinearSegmentedColormap.from_list("apart", ["#f7f4ef", "#c7d9e8", "#5a93c0", "#123f6d"])
     shown = axes.imshow(matrix, cmap=colors, vmin=0.5, vmax=1.0)
-    size = float(np.clip(cell * 17, 5, 9))
+    size = float(np.clip(cell * 17, 6, 9))
     for (i, j), mark in marks.items():
         value = matrix[i, j]
         ink = "white" if value > 0.8 else "#222"

@@ -19,7 +19,8 @@ body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fff;max-width:120
 h1{font-size:1.5em;margin-bottom:.2em}h2{font-size:1.15em;margin-top:2em}
 .verdict{padding:.7em 1em;border-left:6px solid #123f6d;background:#f4f6f8;font-size:1.05em}
 table{border-collapse:collapse}td,th{padding:.3em .9em .3em 0;text-align:left;vertical-align:top}
-th{font-weight:600;border-bottom:1px solid #ccc}td.n,th.n{text-align:right}img{max-width:100%;height:auto}
+th{font-weight:600;border-bottom:1px solid #ccc}td.n,th.n{text-align:right}
+td.n{white-space:nowrap}img{max-width:100%;height:auto}
 .note{color:#555;font-size:.92em}.swatch{display:inline-block;width:.9em;height:.9em;margin-right:.4em;
 vertical-align:-.1em;border-radius:2px}code{background:#f1f1f1;padding:.1em .3em}ul{padding-left:1.2em}
 """
@@ -223,7 +224,7 @@ def _class_row(found: Separability, i: int) -> str:
     members = ", ".join(html.escape(found.groups[x].name) for x in m.members)
     precision = "–" if m.precision_found != m.precision_found else f"{m.precision_found:.0%}"
     return (
-        f'<tr><td><span class="swatch" style="background:rgb({r},{g},{b})"></span>{html.escape(p.name)}{mark}</td>'
+        f'<tr><td style="min-width:9em"><span class="swatch" style="background:rgb({r},{g},{b})"></span>{html.escape(p.name)}{mark}</td>'
         f'<td>{members}</td><td class="n">{nuclei:,}</td><td class="n">{interval(m.recall, True)}</td>'
         f'<td class="n">{m.recall_found:.0%}</td><td class="n">{precision}</td></tr>'
     )
