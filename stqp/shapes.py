@@ -46,15 +46,19 @@ def shape(
     return area, perimeter, circularity
 
 
-def eccentricity(polygons: Polygons) -> Floats:
-    """Eccentricity of the ellipse with the second moments of each polygon, (n,): 0 of a circle, below 1.
+def second_moments(polygons: Polygons) -> tuple[Floats, Floats, Floats]:
+    """Central second moments of the area inside each polygon, per area: xx, yy, xy, (n,) each; NaN without an area.
 
-    The moments are those of the area inside, exact, by Green's theorem; NaN where there is no area.
+    Exact: Green's theorem turns the integrals over the area into sums over the edges (Steger 1996), so that holes and
+    several parts need nothing more.
     """
-    return np.concatenate([np.empty(0), *(_eccentricity(block) for _, block in polygons.blocks())])
+    found = [_second_moments(block) for _, block in polygons.blocks()]
+    xx, yy, xy = np.concatenate([np.empty((3, 0)), *found], axis=1)
+    return xx, yy, xy
 
 
-def _eccentricity(polygons: Polygons) -> Floats:
+def _second_moments(polygons: Polygons) -> Floats:
+    # about the centre: at 100,000 px the products would otherwise lose their digits
     centre = polygons.centroid()
     counts = np.diff(polygons.ring_offsets[polygons.geom_offsets])
     x, y = (polygons.coords[:, axis] - np.repeat(centre[:, axis], counts) for axis in (0, 1))
@@ -65,7 +69,13 @@ def _eccentricity(polygons: Polygons) -> Floats:
     yy = polygons.sums((y * y + y * after_y + after_y * after_y) * cross) / 12
     xy = polygons.sums((x * after_y + 2 * x * y + 2 * after_x * after_y + after_x * y) * cross) / 24
     with np.errstate(divide="ignore", invalid="ignore"):
-        xx, yy, xy = xx / area, yy / area, xy / area
+        return np.stack([xx, yy, xy]) / area
+
+
+def eccentricity(polygons: Polygons) -> Floats:
+    """Eccentricity of the ellipse with the second moments of each polygon, (n,): 0 of a circle, below 1."""
+    xx, yy, xy = second_moments(polygons)
+    with np.errstate(divide="ignore", invalid="ignore"):
         half, spread = (xx + yy) / 2, np.hypot((xx - yy) / 2, xy)
         return np.asarray(np.sqrt(np.clip(2 * spread / (half + spread), 0, 1)))
 

@@ -15,6 +15,7 @@ from stqp.qupath.project import QuPathProject
 from stqp.record import RunRecord
 from stqp.report import separability_figures as figures
 from stqp.report import separability_page as pages
+from stqp.report.page import png_bytes, write_page
 from stqp.separability.analysis import analyse
 from stqp.separability.blocks import BLOCK_UM, GUARD_UM
 from stqp.separability.features import Features, measure, reading_mpp
@@ -191,15 +192,15 @@ def _write(
         by=by, out=str(folder), files={k: str(p) for k, p in paths.items()}, statement=content["statement"],
         notes=found.notes, classes=content["proposed"]["classes"],
     )  # fmt: skip
-    page = pages.page(found, names, by, source, record.skipped, heat_map, figures.jpeg(sheet))
     with files.disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     found.taxonomy.write(paths["taxonomy"])
     files.write_bytes(paths["pairs"], pages.pairs_csv(found).encode())
     files.write_bytes(paths["class_map"], pages.class_map_csv(found).encode())
-    files.write_bytes(paths["heat_map"], heat_map)
-    files.write_bytes(paths["examples"], figures.png(sheet))
-    files.write_bytes(paths["report"], page.encode())
+    files.write_bytes(paths["heat_map"], png_bytes(heat_map))
+    files.write_bytes(paths["examples"], png_bytes(sheet))
+    parts = pages.parts(found, names, by, source, record.skipped, heat_map, sheet)
+    write_page(paths["report"], "What can an image tell apart?", *parts)
     images: list[dict[str, Any]] = [{"name": s.name, "image": str(s.image), "mpp": s.mpp} for s in slides]
     with contextlib.suppress(KeyError):
         del record.results["files"]["json"]  # the record in it names the others

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stqp.separability.features import Features
 from stqp.separability.groups import SlideNuclei, lineage_of
@@ -22,8 +20,13 @@ _SIDES_UM = (16.0, 20.0, 24.0, 32.0, 40.0, 48.0, 64.0)
 _MAJOR = "major axis (µm)"
 
 
-def heat_map(found: Separability) -> bytes:
-    """Draw the AUC of all pairs as a PNG: below the diagonal the value, above it the decision, beside it the tree."""
+def heat_map(found: Separability) -> RGBImage:
+    """Draw the AUC of all pairs: below the diagonal the value, above it the decision, beside it the tree.
+
+    Returns
+    -------
+    uint8 (height, width, 3)
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
@@ -42,7 +45,7 @@ def heat_map(found: Separability) -> bytes:
     text_in = 0.085 * max(map(len, names)) + 0.2
     width, height = cell * n + text_in + 1.6 + 1.1, cell * n + text_in + 0.9
     figure = Figure(figsize=(width, height), dpi=110)
-    FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(figure)
     left, bottom = (1.6 + text_in) / width, text_in / height
     axes = figure.add_axes((left, bottom, cell * n / width, cell * n / height))
     colors = LinearSegmentedColormap.from_list("apart", ["#f7f4ef", "#c7d9e8", "#5a93c0", "#123f6d"])
@@ -75,9 +78,8 @@ def heat_map(found: Separability) -> bytes:
     bar = figure.colorbar(shown, cax=figure.add_axes((left + (cell * n + 0.25) / width, bottom, 0.16 / width,
                                                       min(2.5, cell * n) / height)))  # fmt: skip
     bar.ax.tick_params(labelsize=7)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _tree(axes: Any, found: Separability, place: dict[int, int]) -> None:
@@ -194,24 +196,6 @@ def _crop(slide: Any, nuclei: SlideNuclei, row: int, side: float) -> RGBImage:
     rings = [points[a:b] for a, b in zip(one.ring_offsets[:-1], one.ring_offsets[1:], strict=True)]
     cv2.polylines(image, rings, True, (0, 200, 255), 1, cv2.LINE_AA, shift=4)
     return np.asarray(image, np.uint8)
-
-
-def png(image: RGBImage | NDArray[np.uint8]) -> bytes:
-    """A picture as PNG."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def jpeg(image: RGBImage) -> bytes:
-    """A picture as JPEG."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="JPEG", quality=88)
-    return buffer.getvalue()
 
 
 def file_names(folder: Path) -> dict[str, Path]:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from stqp.celltyping.fine_types import class_of_fine_type
 from stqp.celltyping.taxonomies import VISUAL
 from stqp.errors import InputError, UsageError
-from stqp.importing.labelling import SAMPLE_FILE, cell_of, read_counts
+from stqp.importing.labelling import SAMPLE_FILE, cell_of
+from stqp.importing.typing import read_counts
 from stqp.polygons import Polygons
 from stqp.qupath.objects import PathObjects
 from stqp.qupath.ownership import SOURCE_KEY, settled, written_classes

@@ -120,7 +120,7 @@ def test_a_tumour_comes_from_any_epithelium_of_a_taxonomy():
     """Epithelium in parts: each is an origin, and the tumour is found as without the taxonomy."""
     parts = {"Secretory": ["Goblet and mucous cells", "Epithelial cells"], "Absorptive": ["Enterocytes"]}
     classes = {name: {"parent": "Epithelial", "fine_types": types} for name, types in parts.items()}
-    classes |= {"Inflammatory": {}, "Connective": {}}
+    classes |= {"Neoplastic": {}, "Inflammatory": {}, "Connective": {}}
     made = slide(0)
     found = type_cells(made, taxonomy=Taxonomy.from_dict({"classes": classes}, "parts.toml")).classes
     truth = made.obs["truth"].to_numpy(object)
