@@ -202,11 +202,11 @@ def _how(found: Separability) -> list[str]:
             f"{found.settings.guard:g} µm of them"
         )
     return [
-        f"One multinomial logistic model learns all groups; {held_out} ({found.folds} folds, {found.n_blocks} blocks). "
-        "Pairs are compared within blocks, so that a stain that fades over the slide, or tissue that was fixed "
-        "otherwise, is no difference between nuclei; pairs that hardly ever meet in a block are compared over all "
-        "nuclei and marked. Intervals come of blocks drawn again, not of nuclei. The probabilities of the model are off "
-        f"by {found.calibration:.1%} on average.",
+        f"One multinomial logistic model learns all groups; {held_out} ({found.folds} folds, "
+        f"{found.n_blocks} blocks). Pairs are compared within blocks, so that a stain that fades over the slide, or "
+        "tissue that was fixed otherwise, is no difference between nuclei; pairs that hardly ever meet in a block are "
+        "compared over all nuclei and marked. Intervals come of blocks drawn again, not of nuclei. The model's "
+        f"probabilities are off by {found.calibration:.1%} on average.",
         "What these features cannot tell apart, a network that sees the whole image may; what they can tell apart on "
         "one slide, another scanner may not show. A group is what the expression made of it: groups that hold wrongly "
         f"named cells look more alike than the types do. {len(found.pairs)} pairs were looked at; single ones are "

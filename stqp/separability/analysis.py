@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stqp.celltyping.fine_types import type_key
+from stqp.celltyping.markers import MarkerTable
 from stqp.celltyping.taxonomies import VISUAL
 from stqp.errors import InputError
 from stqp.record import RunRecord
@@ -112,9 +113,10 @@ def analyse(
         merging = merge(scores, y, sites, start, start_lines, settings.least, settings.across)
     merging = _in_order(merging, groups, lines)
     proposed = _propose(merging, groups, lines)
+    taxonomy = to_taxonomy(proposed, f"seen in the image, by {by}", MarkerTable.shipped())
     result = Separability(
         groups, small, slide, row, y, block, scores, pairs.decide(found, settings.least), tree, merging, proposed,
-        to_taxonomy(proposed, f"seen in the image, by {by}"), model.calibration_error(scores, y), len(split),
+        taxonomy, model.calibration_error(scores, y), len(split),
         n_blocks, len(np.unique(slide)) > 1, settings,
     )  # fmt: skip
     result.notes = notes_of(result, by)

@@ -67,7 +67,9 @@ def _placed(found: Separability) -> list[str]:
     shown = {p.name for p in found.proposed}
     for g in found.small:
         line = lineage_of(g)
-        listed = next((p.name for p in found.proposed if type_key(g.type) in map(type_key, p.types)), None)
+        listed = next(
+            (c for c, types in found.taxonomy.types.items() if type_key(g.type) in map(type_key, types)), None
+        )
         name = listed or (line if line in shown else None)
         where = f"the class {name}" if name else f"no class ({UNKNOWN})"
         notes.append(f"{g.name} ({g.nuclei:,} nuclei in {g.blocks} blocks) is too small to judge; it goes to {where}")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from stqp.celltyping.fine_types import type_key
+from stqp.celltyping.gene_names import current_symbol
+from stqp.celltyping.markers import MarkerTable
 from stqp.celltyping.taxonomies import VISUAL, Taxonomy
 from stqp.taxonomy import RGB, UNKNOWN, color_of
 
 _NAMED = 2  # fine types that a class's name holds
+_COMMON = frozenset(("cell", "of", "and", "the", "in", "like", "precursor", "progenitor"))
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,50 @@ def _plain(name: str) -> str:
     return name.replace(":", " ").rstrip("*").strip()
 
 
-def to_taxonomy(proposed: Sequence[Proposed], name: str) -> Taxonomy:
-    """Make the taxonomy.
+def companions(proposed: Sequence[Proposed], table: MarkerTable) -> dict[str, list[str]]:
+    """Fine types of a marker table that the slide does not show, by the class that they go with.
+
+    Where a lineage is in parts, a type that nobody names would stand against all of them: cytotoxic T cells against T
+    cells. It goes with the part of its lineage with which it shares a word of its name (T regulatory cells), else with
+    the one with which it shares most markers; without any of either, it stays outside.
+
+    Parameters
+    ----------
+    proposed
+        Classes, the largest of a lineage first.
+    table
+        Whose fine types are asked for.
+    """
+    genes: dict[str, set[str]] = {}
+    visual = {type_key(fine): lineage for fine, lineage in table.types.items()}
+    for row in table.rows:
+        genes.setdefault(type_key(row.fine), set()).add(current_symbol(row.gene))
+    named = {type_key(t) for p in proposed for t in p.types}
+    parts: dict[str, list[Proposed]] = {}
+    for p in proposed:
+        if len(p.lineages) == 1 and p.name != p.lineages[0]:
+            parts.setdefault(p.lineages[0], []).append(p)
+    marks = {p.name: set().union(*(genes.get(type_key(t), set()) for t in p.types)) for p in proposed}
+    result: dict[str, list[str]] = {}
+    for fine in table.types:
+        key = type_key(fine)
+        there = parts.get(visual[key], [])
+        if key in named or not there:
+            continue
+        named.add(key)
+        shared = [(len(_words([fine]) & _words(p.types)), len(genes[key] & marks[p.name])) for p in there]
+        if max(shared) > (0, 0):
+            result.setdefault(there[shared.index(max(shared))].name, []).append(fine)
+    return result
+
+
+def _words(types: Iterable[str]) -> set[str]:
+    """Words of fine types that say which they are."""
+    return {word for t in types for word in type_key(t).replace("-", " ").split()} - _COMMON
+
+
+def to_taxonomy(proposed: Sequence[Proposed], name: str, table: MarkerTable | None = None) -> Taxonomy:
+    """Make the taxonomy; with a marker table, its classes also have their `companions`.
 
     A class that bears a visual class's name also takes the fine types of it that nobody names, as
     `Taxonomy.class_of` has it. Neoplastic has no fine types: evidence makes it, not a marker.
@@ -75,11 +120,12 @@ def to_taxonomy(proposed: Sequence[Proposed], name: str) -> Taxonomy:
         for p in proposed
         if len(p.lineages) == 1 and p.lineages[0] in VISUAL and p.name != p.lineages[0]
     }
+    more = {} if table is None else companions(proposed, table)
     types: dict[str, tuple[str, ...]] = {}
     seen: set[str] = set()
     for p in proposed:
         mine = []
-        for one in p.types:
+        for one in (*p.types, *more.get(p.name, [])):
             key = type_key(one)
             if key not in seen and one not in VISUAL:
                 seen.add(key)

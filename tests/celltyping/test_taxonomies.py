@@ -1,7 +1,5 @@
 import pytest
-from celltyping.slides import slide
 
-from stqp.celltyping.methods import type_cells
 from stqp.celltyping.taxonomies import Taxonomy
 from stqp.errors import InputError
 from stqp.taxonomy import UNKNOWN, VISUAL_CLASSES, color_of
@@ -114,15 +112,3 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_a_visual_class_may_be_narrowed_under_its_own_name(tmp_path):
     taxonomy = read(tmp_path, '[classes.Neoplastic]\n[classes.Mitosis]\nparent = "Neoplastic"\n')
     assert taxonomy.to_visual == {"Neoplastic": "Neoplastic", "Mitosis": "Neoplastic"}
-
-
-def test_a_tumour_comes_from_any_epithelium_of_a_taxonomy():
-    """Epithelium in parts: each is an origin, and the tumour is found as without the taxonomy."""
-    parts = {"Secretory": ["Goblet and mucous cells", "Epithelial cells"], "Absorptive": ["Enterocytes"]}
-    classes = {name: {"parent": "Epithelial", "fine_types": types} for name, types in parts.items()}
-    classes |= {"Neoplastic": {}, "Inflammatory": {}, "Connective": {}}
-    made = slide(0)
-    found = type_cells(made, taxonomy=Taxonomy.from_dict({"classes": classes}, "parts.toml")).classes
-    truth = made.obs["truth"].to_numpy(object)
-    assert (found[truth == "Neoplastic"] == "Neoplastic").mean() > 0.8
-    assert (found[truth != "Neoplastic"] == "Neoplastic").mean() < 0.02

@@ -115,6 +115,7 @@ def test_a_tumour_stays_a_class_of_its_own(project):
 
 def test_a_proposal_of_parts_of_a_lineage_labels_in_its_colours(project, tmp_path):
     """What a real slide's proposal looks like: a lineage in two classes, named by their fine types."""
+    from stqp.celltyping.markers import MarkerTable
     from stqp.separability.proposal import name_classes, to_taxonomy
 
     types = [["T cells", "B cells"], ["Macrophages"], ["Fibroblasts", "Endothelial cells", "Smooth muscle cells"],
@@ -122,7 +123,11 @@ def test_a_proposal_of_parts_of_a_lineage_labels_in_its_colours(project, tmp_pat
     lines = [["Inflammatory"], ["Inflammatory"], ["Connective"], ["Epithelial"]]
     proposed = name_classes(types, lines)
     assert [p.name for p in proposed] == ["T cells + B cells", "Macrophages", "Connective", "Epithelial"]
-    taxonomy = to_taxonomy(proposed, "test")
+    taxonomy = to_taxonomy(proposed, "test", MarkerTable.shipped())
+    seen = {t for p in proposed for t in p.types}
+    more = {n: set(types) - seen for n, types in taxonomy.types.items()}
+    assert "Monocytes" in more["Macrophages"] and not more["Connective"]  # which takes its types by its name
+    assert {"T helper cells", "T regulatory cells"} <= more["T cells + B cells"]
     taxonomy.write(tmp_path / "parts.toml")
     assert Taxonomy.read(tmp_path / "parts.toml") == taxonomy
     assert len(set(taxonomy.colors.values())) == 4 and taxonomy.parents == {
