@@ -13,7 +13,7 @@ from stqp.inference import journal as journals
 from stqp.inference import postprocess, tiles
 from stqp.inference.clumps import Border, Part, Tiling
 from stqp.inference.journal import Journal, pack, unpack
-from stqp.inference.records import seen_of, tile_record
+from stqp.inference.records import parts_of, tile_record
 from stqp.inference.stitching import Task
 from stqp.inference.store import Cell, MapStore, Region, cells_of
 from stqp.inference.tiles import Found, Seen
@@ -131,7 +131,7 @@ class Ledger:
     def _take_up(self) -> None:
         """Go through the journal, so that nothing that is finished is done again."""
         chunks: dict[int, tuple[Cell, int]] = {}  # by place in the file, where a later one covers an earlier one
-        tiles_done: list[tuple[int, Seen]] = []
+        tiles_done: list[tuple[int, list[Part], Border | None]] = []
         for kind, position, length in self._journal.records:
             meta, arrays = unpack(self._journal.read(position, length))
             if kind == journals.WINDOWS:
@@ -142,7 +142,7 @@ class Ledger:
             else:
                 self.results.append((position, length))
                 if kind == journals.TILE:
-                    tiles_done.append((meta["tile"], seen_of(meta, arrays)))
+                    tiles_done.append((meta["tile"], *parts_of(meta, arrays)))
                 else:
                     self._finished.add(meta["key"])
                     self.counts.cut += meta["cut"]
@@ -150,8 +150,8 @@ class Ledger:
         for number in {*range(rows * columns)} - self._filled:
             self._stitcher.add(number, (), None)
         unfinished: list[Task] = []
-        for number, seen in tiles_done:
-            unfinished += self._finish_tile(number, seen.parts, seen.border, queue=False)
+        for number, parts, border in tiles_done:
+            unfinished += self._finish_tile(number, parts, border, queue=False)
         needed = {cell for cell, readers in self._readers.items() if readers}
         self._kept = {*self._readers} - needed
         self.steps += len(self._kept)

@@ -24,14 +24,14 @@ def tile_record(number: int, seen: Seen) -> Record:
     return {"tile": number}, arrays
 
 
-def seen_of(meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Seen:
-    """Read back what a tile gave."""
+def parts_of(meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> tuple[list[Part], Border | None]:
+    """Read back what a tile saw of clumps that reach into others."""
     parts = [
         Part(meta["tile"], label, (x0, y0, x1, y1), (x, y)) for label, x0, y0, x1, y1, x, y in arrays["parts"].tolist()
     ]
     names = ("inner", "inner_labels", "outer", "outer_labels")
-    border = Border(*(arrays[name] for name in names)) if names[0] in arrays else None
-    return Seen(found_of(arrays), parts, border)
+    # copies, or they would hold on to the nuclei that were read with them
+    return parts, Border(*(arrays[name].copy() for name in names)) if names[0] in arrays else None
 
 
 def found_of(arrays: dict[str, NDArray[Any]]) -> Found:

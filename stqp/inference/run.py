@@ -14,7 +14,7 @@ from stqp.errors import InputError, StqpError, UsageError
 from stqp.inference.held_out import held_out_boxes
 from stqp.inference.one import ENGINES, Settings, open_when_free
 from stqp.inference.scheduling import Bar, Model, Outcome, Scheduler, as_predictors, mark_of, run_here, run_on
-from stqp.inference.targets import Job, Selection, plan, project_folder
+from stqp.inference.targets import UNFINISHED, Job, Selection, plan, project_folder
 from stqp.qupath.backends import DEFAULT_BACKEND, check_backend
 from stqp.qupath.folders import STQP_FOLDER
 from stqp.qupath.project import PROJECT_NAME
@@ -168,8 +168,10 @@ def _make_projects(jobs: Sequence[Job], backend: str) -> list[Path]:
 
 
 def _drop_empty(folder: Path) -> None:
-    """Take away a project that was made for nothing, as every slide failed."""
+    """Take away a project that was made for nothing, as every slide failed, and left nothing to go on with."""
     file = folder / PROJECT_NAME
+    if any((folder / STQP_FOLDER).rglob(f"*{UNFINISHED}")):
+        return
     with contextlib.suppress(StqpError, OSError):
         with open_when_free(folder, "r+", DEFAULT_BACKEND) as project:
             if project.entries:

@@ -18,6 +18,7 @@ from stqp.qupath.project import PROJECT_NAME
 from stqp.slides import is_folder_slide, is_slide
 
 logger = logging.getLogger(__name__)
+UNFINISHED = ".unfinished"  # ending of the folder of what is done of a slide
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Job:
     @property
     def unfinished(self) -> Path:
         """Folder for what is finished of it, so that a run that was killed goes on."""
-        return self.home / STATUS_FOLDER / f"{self.stem}.unfinished"
+        return self.home / STATUS_FOLDER / f"{self.stem}{UNFINISHED}"
 
     @property
     def status(self) -> Status:

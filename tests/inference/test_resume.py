@@ -11,10 +11,12 @@ import pytest
 from perfect_maps import ColourNetwork, grid_of_nuclei, paint
 from PIL import Image
 
+from stqp import files
 from stqp.errors import EnvironmentProblem, InputError
 from stqp.inference import engine, fingerprints
 from stqp.inference.engine import predict_slide
 from stqp.inference.journal import BOUNDS, TILE, Journal, pack, unpack
+from stqp.inference.one import Settings
 from stqp.slides import open_slide
 
 SIDE = 1000
@@ -271,3 +273,63 @@ def test_records_come_back_as_they_went(tmp_path):
         folder = journal.folder
         assert folder.is_dir()
     assert not folder.exists()
+
+
+def test_a_slide_that_fails_is_listed_and_goes_on_next_time(slide, expected, tmp_path, monkeypatch):
+    from stqp.inference.run import predict_targets
+    from stqp.qupath.project import QuPathProject
+
+    (tmp_path / "slides").mkdir()
+    for name in ("one.png", "two.png"):
+        shutil.copy2(slide, tmp_path / "slides" / name)
+    reads = [0]
+    read = engine.Grid.read
+
+    def fail(self, opened, cell):
+        reads[0] += opened.path.name == "one.png"
+        if reads[0] >= 40 and opened.path.name == "one.png":
+            raise InputError(f"{opened.path} cannot be read to its end (OSError: the drive is gone); is it whole?")
+        return read(self, opened, cell)
+
+    def again(network):
+        settings = Settings(mpp=0.25, tissue=False, stain=False, batch_size=2)
+        return predict_targets([network], [str(tmp_path / "slides")], settings, project=tmp_path / "project")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.Grid, "read", fail)
+        record, failed = again(ColourNetwork())
+    assert len(failed) == 1 and "one.png" in failed[0] and "the drive is gone" in failed[0]
+    assert record.counts["images predicted"] == 1
+    network = ColourNetwork()
+    record, failed = again(network)
+    assert not failed and record.counts["nuclei"] == 2 * len(expected)
+    assert network.windows < 2 * WINDOWS - 20  # the other one anew, and the rest of the one
+    with QuPathProject.open(tmp_path / "project", "r") as opened:
+        assert sorted(e.name for e in opened.entries) == ["one.png", "two.png"]
+    assert not list(tmp_path.rglob("*.unfinished"))
+
+
+def test_a_disk_that_fills_ends_the_run_and_leaves_the_project(slide, expected, tmp_path, monkeypatch):
+    import errno
+
+    from stqp.inference.run import predict_targets
+
+    write, written = engine.MapStore.write, [0]
+
+    def fill(self, *args):
+        written[0] += 1
+        if written[0] > 30:
+            with files.disk_errors(self.path):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, *args)
+
+    settings = Settings(mpp=0.25, tissue=False, stain=False, batch_size=2)
+    options = {"project": tmp_path / "project"}
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.MapStore, "write", fill)
+        with pytest.raises(EnvironmentProblem, match=r"cannot write .*maps\.bin: the disk is full"):
+            predict_targets([ColourNetwork()], [str(slide)], settings, **options)
+    network = ColourNetwork()
+    record, failed = predict_targets([network], [str(slide)], settings, **options)
+    assert not failed and record.counts["nuclei"] == len(expected)
+    assert network.windows <= WINDOWS - 28
