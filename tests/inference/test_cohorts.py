@@ -236,3 +236,20 @@ def test_slurm_workers_take_a_slide_at_a_time(monkeypatch):
     assert "--nthreads 1" in script
     with pytest.raises(UsageError, match="nonsense"):
         slurm_cluster({"nonsense": 1})
+
+
+def test_what_the_network_did_is_kept_until_all_is_written(slides, tmp_path, monkeypatch):
+    def full(path, *_):
+        raise EnvironmentProblem(f"cannot write {path}: the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(one, "write_table", full)
+        with pytest.raises(EnvironmentProblem, match="disk is full"):
+            predict_targets(ColourNetwork(), [slides / "s0.png"], SETTINGS, project=tmp_path / "p")
+    again = ColourNetwork()
+    predict_targets(again, [slides / "s0.png"], SETTINGS, project=tmp_path / "p")
+    assert again.windows == 0 and len(content(tmp_path / "p")["s0.png"][0]) == INST.max()
+    assert not [*tmp_path.rglob("*.unfinished")]
+    anew = ColourNetwork()
+    predict_targets(anew, [slides / "s0.png"], SETTINGS, project=tmp_path / "p")
+    assert anew.windows > 0

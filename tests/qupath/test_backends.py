@@ -307,6 +307,7 @@ def test_without_qupath_one_sentence_and_exit_code_4(tmp_path, sample):
 
 
 def test_prediction_asks_for_qupath_before_it_begins(tmp_path, monkeypatch):
+    from stqp.inference.one import Settings
     from stqp.inference.run import predict_targets
 
     def find():
@@ -314,7 +315,7 @@ def test_prediction_asks_for_qupath_before_it_begins(tmp_path, monkeypatch):
 
     monkeypatch.setattr("stqp.qupath.paquo.jvm.find", find)
     with pytest.raises(EnvironmentProblem):
-        predict_targets(None, [tmp_path / "nothing"], backend="paquo")
+        predict_targets(None, [tmp_path / "nothing"], Settings(backend="paquo"))
 
 
 def test_an_unknown_backend():
