@@ -64,7 +64,7 @@ def test_confidence_holds_where_the_truth_is_not_the_models(typed):
 def test_mouse_genes_are_typed_as_human_ones(real_data):
     path = panel(real_data, "hMulti")
     human, mouse = (panel_slide(path, 102, cells=1_500, mouse=m) for m in (False, True))
-    assert (mouse.var_names != human.var_names).mean() > 0.95  # a few human genes have no orthologue
+    assert (mouse.var_names != human.var_names).mean() > 0.9  # a few human genes have no orthologue
     by_human, by_mouse = type_cells(human), type_cells(mouse)
     assert (by_human.classes == by_mouse.classes).mean() > 0.95
 

@@ -8,6 +8,7 @@ from celltyping.slides import macro_f1
 from scipy import sparse
 
 from stqp.celltyping import spillover
+from stqp.celltyping.confidence import reliability_of
 from stqp.celltyping.methods import type_cells
 
 
@@ -64,6 +65,9 @@ def test_consep(consep, quarter, leaked, least):
     typed = type_cells(made)
     assert macro_f1(made.obs["truth"], typed.classes) >= least
     assert "Neoplastic" not in typed.class_counts()
+    of = (typed.classes != "Unknown") & made.obs["truth"].isin(["Epithelial", "Inflammatory", "Connective"]).to_numpy()
+    right = (typed.classes == made.obs["truth"].to_numpy(object))[of]
+    assert reliability_of(typed.confidence[of], right.astype(float))[1] < 0.03  # the truth is not the mixture's own
     if not quarter and not leaked:
         typable = made.obs["truth"].isin(["Epithelial", "Inflammatory", "Connective"]).to_numpy()
         assert (typed.classes[typable] != "Unknown").mean() >= 0.97
@@ -71,9 +75,8 @@ def test_consep(consep, quarter, leaked, least):
 
 def test_the_papers_method_beside_it(consep, real_data):
     typed = type_cells(consep, "paper", markers=real_data / "markers" / "panglaodb_markers.tsv")
-    # one cluster that goes to another class moves it by some hundredths, and clusters hang on the last digits of the
-    # machine's arithmetic: 0.885 with one thread, 0.930 with two
-    assert 0.8 < macro_f1(consep.obs["truth"], typed.classes) < 0.96
+    # one cluster that goes to another class moves it by some hundredths, as from one version of a package to the next
+    assert 0.84 < macro_f1(consep.obs["truth"], typed.classes) < 0.95
 
 
 def test_marrow_has_no_epithelium(real_data):
