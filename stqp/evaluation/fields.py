@@ -111,8 +111,8 @@ def states(found: Match) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
     true = np.full(len(table.true_area), MISSED, object)
     pred = np.full(len(table.pred_area), SPURIOUS, object)
     i, j = found.true, found.pred
-    good = set(zip(table.true_index[found.good].tolist(), table.pred_index[found.good].tolist(), strict=True))
-    outlined = np.array([pair in good for pair in zip(i.tolist(), j.tolist(), strict=True)], bool)
+    m = len(table.pred_area)
+    outlined = np.isin(i * m + j, table.true_index[found.good] * m + table.pred_index[found.good])
     has_area = (table.true_area[i] > 0) & (table.pred_area[j] > 0)
     known = table.true_types[i] > 0
     wrong = known & (table.true_types[i] != table.pred_types[j]) & bool((table.pred_types > 0).any())

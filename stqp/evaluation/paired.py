@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stqp.errors import UsageError
 from stqp.evaluation.counts import Counts, Floats
-from stqp.evaluation.uncertainty import Sample, detectable_difference, interval, needed_images
+from stqp.evaluation.uncertainty import Sample, detectable_difference, in_batches, interval, needed_images
 
 EXACT_UNITS = 12
 """Up to so many units all exchanges are tried, 4,096; above, random ones."""
@@ -61,7 +62,7 @@ def compare(
         raise UsageError(f"expected two models on the same units, found {n} and {len(second)}")
     rng = np.random.default_rng(seed)
     weights = first.draws(resamples, rng) if n > 1 else np.ones((0, n))
-    ones, left_out = np.ones((1, n)), 1.0 - np.eye(n)
+    ones = np.ones((1, n))
     exchanges = _exchanges(n, rng)
     result: dict[str, Any] = {
         "over": first.unit,
@@ -71,9 +72,10 @@ def compare(
         "permutations": len(exchanges),
     }
     a, b = first.statistics(ones), second.statistics(ones)
-    drawn = _difference(first, second, weights)
-    jackknife = _difference(first, second, left_out) if method == "bca" and n > 1 else None
-    permuted = _exchanged(first, second, exchanges)
+    drawn = _difference(first.statistics(weights), second.statistics(weights))
+    bca = method == "bca" and n > 1
+    jackknife = _difference(first.without_each(), second.without_each()) if bca else None
+    permuted = in_batches(len(exchanges), lambda start, stop: _exchanged(first, second, exchanges[start:stop]))
     for kind in ("mean", "pooled"):
         plain: dict[str, dict[str, Any]] = {}
         by_class: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in classes}
@@ -99,27 +101,25 @@ def compare(
     return result
 
 
-def _difference(first: Sample, second: Sample, weights: Floats) -> dict[str, dict[str, Floats]]:
-    a, b = first.statistics(weights), second.statistics(weights)
+def _difference(a: dict[str, dict[str, Floats]], b: dict[str, dict[str, Floats]]) -> dict[str, dict[str, Floats]]:
     return {kind: {name: b[kind][name] - a[kind][name] for name in a[kind]} for kind in a}
 
 
-def _exchanges(n: int, rng: np.random.Generator) -> Floats:
+def _exchanges(n: int, rng: np.random.Generator) -> NDArray[np.bool_]:
     """Which units are exchanged in each permutation; the first exchanges none."""
     if n <= EXACT_UNITS:
-        return np.array([*itertools.product((0.0, 1.0), repeat=n)])
-    return np.concatenate([np.zeros((1, n)), rng.integers(0, 2, (PERMUTATIONS, n)).astype(np.float64)])
+        return np.array([*itertools.product((False, True), repeat=n)])
+    return np.concatenate([np.zeros((1, n), bool), rng.integers(0, 2, (PERMUTATIONS, n), dtype=np.uint8) > 0])
 
 
-def _exchanged(first: Sample, second: Sample, exchanges: Floats) -> dict[str, dict[str, Floats]]:
+def _exchanged(first: Sample, second: Sample, exchanges: NDArray[np.bool_]) -> dict[str, dict[str, Floats]]:
     """Differences of the scores after the two models have exchanged their results on some units."""
     both = Counts.concatenate([first.units, second.units])
     joined = Sample(both, np.concatenate([first.image, second.image]), first.unit)
-    kept = np.concatenate([1 - exchanges, exchanges], axis=1)
+    kept = np.concatenate([~exchanges, exchanges], axis=1).astype(np.float64)
     if first.whole:
         joined = Sample(both, np.arange(len(joined)), first.unit)  # each image is taken from one of the two
-    a, b = joined.statistics(kept), joined.statistics(1 - kept)
-    return {kind: {name: b[kind][name] - a[kind][name] for name in a[kind]} for kind in a}
+    return _difference(joined.statistics(kept), joined.statistics(1 - kept))
 
 
 def _p_value(permuted: Floats, difference: float, number: int, units: int) -> float:

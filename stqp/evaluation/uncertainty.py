@@ -16,6 +16,7 @@ LEVEL = 0.95
 FEW_IMAGES = 5
 """With fewer images than this, spatial blocks within the images are resampled."""
 METHODS = ("bca", "percentile")
+_ROWS = 512  # of weights that are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,24 @@ class Sample:
         with np.errstate(invalid="ignore", divide="ignore"):
             return {"mean": {name: sums[name] / numbers[name] for name in sums}, "pooled": pooled}
 
+    def without_each(self) -> dict[str, dict[str, Floats]]:
+        """Scores without each unit in turn, as `statistics`."""
+
+        def rows(start: int, stop: int) -> Floats:
+            weights = np.ones((stop - start, len(self)))
+            weights[np.arange(stop - start), np.arange(start, stop)] = 0
+            return weights
+
+        return in_batches(len(self), lambda start, stop: self.statistics(rows(start, stop)))
+
+
+def in_batches(number: int, make: Callable[[int, int], dict[str, dict[str, Floats]]]) -> dict[str, dict[str, Floats]]:
+    """Statistics of many rows, some hundred at a time: thousands of images against each other fill a machine."""
+    parts = [make(start, min(start + _ROWS, number)) for start in range(0, number, _ROWS)]
+    return {
+        kind: {name: np.concatenate([p[kind][name] for p in parts]) for name in parts[0][kind]} for kind in parts[0]
+    }
+
 
 def _named(counts: Counts) -> dict[str, Floats]:
     return {**counts.measures(), **{f"class:{k}": v for k, v in counts.class_measures().items()}}
@@ -123,7 +142,7 @@ def intervals(
     n = len(sample)
     drawn = sample.statistics(sample.draws(resamples, np.random.default_rng(seed)))
     all_in = sample.statistics(np.ones((1, n)))
-    left_out = sample.statistics(1.0 - np.eye(n)) if method == "bca" else None
+    left_out = sample.without_each() if method == "bca" else None
     result: dict[str, Any] = {"method": method, "over": sample.unit, "units": n, "resamples": resamples}
     for kind in ("mean", "pooled"):
         plain: dict[str, list[float]] = {}

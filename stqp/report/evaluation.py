@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stqp.errors import InputError
 from stqp.evaluation.baselines import open_pixels
@@ -14,6 +15,7 @@ from stqp.evaluation.evaluate import Evaluation
 from stqp.evaluation.fields import CLASS, FOUND, MISSED, PREDICTED, SHAPE, SPURIOUS, Field, states, worst_fields
 from stqp.evaluation.nuclei import Side
 from stqp.evaluation.output import METHODS, ROWS, SHORT
+from stqp.evaluation.scores import Match
 from stqp.evaluation.summary import power_sentence
 from stqp.polygons import Polygons
 from stqp.report import evaluation_figures as figures
@@ -127,11 +129,17 @@ def _fields(evaluation: Evaluation, prediction: str, most: int, progress: Progre
         partner = evaluation.pairs[prediction].get(name)
         truth = evaluation.true.read(name)
         found = evaluation.pred[prediction].read(partner) if partner else None
-        for position in positions:
-            drawn[position] = _field(chosen[position], prediction, truth, found)
-            done += 1
-            if progress:
-                progress(done, len(chosen))
+        outlines = _outlines(chosen[positions[0]].image.matches[prediction], truth, found)
+        try:
+            slide = open_pixels(truth)
+        except InputError:
+            slide = _Blank()
+        with slide:
+            for position in positions:
+                drawn[position] = _field(chosen[position], slide, truth.size, *outlines)
+                done += 1
+                if progress:
+                    progress(done, len(chosen))
     pictures = [captioned(parts[0], parts[1]) for _, parts in sorted(drawn.items())]
     note = paragraph(
         "Fields of 125 µm with the lowest panoptic quality first, at most a third of them of one image. Point at a "
@@ -143,33 +151,37 @@ def _fields(evaluation: Evaluation, prediction: str, most: int, progress: Progre
     return [_SWAP, legend({**COLORS, PREDICTED: (190, 190, 190)}), grid(pictures), note]
 
 
-def _field(field: Field, prediction: str, truth: Side, found: Side | None) -> tuple[Html, str]:
-    matched = field.image.matches[prediction]
+def _outlines(matched: Match, truth: Side, found: Side | None) -> tuple[Polygons, NDArray[np.object_]]:
+    """Outlines of the nuclei that count and what became of each; the truth lies above."""
     of_true, of_pred = states(matched)
-    layers = [(found, matched.overlap.pred_ids, of_pred), (truth, matched.overlap.true_ids, of_true)]
     shapes: list[Polygons] = []
-    names: list[str] = []
-    for side, ids, state in layers:  # the truth lies above
+    names: list[NDArray[np.object_]] = []
+    for side, ids, state in ((found, matched.overlap.pred_ids, of_pred), (truth, matched.overlap.true_ids, of_true)):
         if side is None:
             continue
         outlines, owner = side.outlines()
-        by_nucleus = dict(zip((ids - 1).tolist(), state.tolist(), strict=True))
-        kept = np.array([o in by_nucleus for o in owner.tolist()], bool)
+        by_nucleus, counts = np.full(len(side), MISSED, object), np.zeros(len(side), bool)
+        by_nucleus[ids - 1], counts[ids - 1] = state, True
+        kept = np.flatnonzero(counts[owner])
         shapes.append(outlines.take(kept))
-        names += [by_nucleus[o] for o in owner[kept].tolist()]
-    polygons = Polygons.concatenate(shapes)
+        names.append(by_nucleus[owner[kept]])
+    return Polygons.concatenate(shapes), np.concatenate(names)
+
+
+def _field(
+    field: Field,
+    slide: Slide,
+    size: tuple[int, int] | None,
+    polygons: Polygons,
+    names: NDArray[np.object_],
+) -> tuple[Html, str]:
     x0, y0, x1, y1 = field.box
-    if truth.size is not None:
-        x1, y1 = min(x1, truth.size[0]), min(y1, truth.size[1])
+    if size is not None:
+        x1, y1 = min(x1, size[0]), min(y1, size[1])
     box = (x0, y0, max(x1, x0 + 1), max(y1, y0 + 1))
     step = max(box[2] - box[0], box[3] - box[1]) / _PICTURE
-    try:
-        slide = open_pixels(truth)
-    except InputError:
-        slide = _Blank(int(np.ceil(box[2])), int(np.ceil(box[3])))
-    with slide:
-        plain = overlay(slide, Polygons.empty(), [], box, step)
-        lined = overlay(slide, polygons, names, box, step, 2.0, COLORS)
+    plain = overlay(slide, Polygons.empty(), [], box, step)
+    lined = overlay(slide, polygons, names, box, step, 2.0, COLORS)
     s = field.scores
     words = [f"{field.image.name}, x {x0:.0f}, y {y0:.0f} px: {s['true']:.0f} true, {s['missed']:.0f} missed, "]
     words.append(f"{s['spurious']:.0f} spurious")
@@ -181,11 +193,11 @@ def _field(field: Field, prediction: str, truth: Side, found: Side | None) -> tu
 
 
 class _Blank(Slide):
-    """White, where there is no H&E."""
+    """Grey, where there is no H&E."""
 
-    def __init__(self, width: int, height: int):
-        self.width, self.height, self.mpp = width, height, None
-        self.level_sizes, self.downsamples = [(width, height)], [1.0]
+    def __init__(self) -> None:
+        self.level_sizes, self.downsamples, self.mpp = [(1 << 30, 1 << 30)], [1.0], None
+        self.width = self.height = 1 << 30
 
     def _read_level(self, level: int, x: int, y: int, width: int, height: int) -> RGBImage:
         return np.full((height, width, 3), 235, np.uint8)

@@ -133,3 +133,31 @@ def test_wrong_arguments(folders, tmp_path):
         save(tmp_path / "a", "one", np.zeros((5, 5), int))
         save(tmp_path / "b", "one", np.zeros((5, 6), int))
         evaluate_maps(tmp_path / "a", tmp_path / "b")
+
+
+def test_two_predictions_and_baselines(folders, tmp_path, monkeypatch):
+    from PIL import Image
+    from tiatoolbox import rcParam
+
+    monkeypatch.setitem(rcParam, "TIATOOLBOX_HOME", tmp_path / "nothing")
+    monkeypatch.delenv("STQP_MODELS", raising=False)
+    (tmp_path / "images").mkdir()
+    for seed in (1, 2, 3):
+        inst = np.load(folders[0] / f"image{seed}.npz")["inst"]
+        pixels = np.where((inst > 0)[..., None], (90, 60, 150), (235, 190, 215)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"image{seed}.png")
+    result = run(
+        "--true", folders[0], "--pred", f"mine={folders[1]}", "--pred", f"perfect={folders[0]}", "--baselines",
+        "--images", tmp_path / "images", "--bootstrap", 100, "--interval", "percentile", "--json", tmp_path / "s.json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "perfect minus mine" in result.output and "watershed minus mine" not in result.output
+    assert "the PanNuke HoVer-Net is left out" in result.output and "percentile bootstrap over" in result.output
+    scores = json.loads((tmp_path / "s.json").read_text())
+    assert scores["prediction"] == "mine"
+    assert [*scores["others"]] == ["perfect", "watershed", "majority class", "shuffled labels"]
+    accuracy = scores["comparisons"][0]["pooled"]["type_accuracy"]
+    assert accuracy["second"] == 1 and accuracy["difference"] == pytest.approx(6 / 36)
+    assert scores["comparisons"][0]["common"]["nuclei"] == 108
+    assert scores["others"]["watershed"]["pooled"]["type_accuracy"] is None
+    assert scores["record"]["arguments"]["baselines"] is True

@@ -88,7 +88,8 @@ def test_states_tell_what_became_of_nuclei(folders):
 
 
 def test_pictures_have_the_colours_of_the_legend(folders):
-    from stqp.report.evaluation import _field
+    from stqp.evaluation.baselines import open_pixels
+    from stqp.report.evaluation import _field, _outlines
 
     evaluation = evaluate(MapFolder(folders / "true"), {"p": MapFolder(folders / "bad")}, Options(bootstrap=0))
     field = fields.worst_fields(evaluation, "p", 1)[0]
@@ -99,7 +100,9 @@ def test_pictures_have_the_colours_of_the_legend(folders):
     try:
         report.picture = lambda image, alt: (drawn.append(image), original(image, alt))[1]
         truth, found = (s.read(field.image.name) for s in (evaluation.true, evaluation.pred["p"]))
-        _, words = _field(field, "p", truth, found)
+        outlines = _outlines(field.image.matches["p"], truth, found)
+        with open_pixels(truth) as slide:
+            _, words = _field(field, slide, truth.size, *outlines)
     finally:
         report.picture = original
     plain, lined = drawn
