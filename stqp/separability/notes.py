@@ -19,13 +19,13 @@ def _hidden(found: Separability, by: str) -> list[str]:
         return []
     groups = found.groups
     return [
-        f"the clusters {groups[p.a].name} and {groups[p.b].name} look different (AUC {p.auc.value:.2f}, "
+        f"the clusters {groups[p.a].name} and {groups[p.b].name} seem to look different (AUC {p.auc.value:.2f}, "
         f"{p.auc.low:.2f} to {p.auc.high:.2f}) and have one fine type, by which a taxonomy cannot set them apart; "
         "look at their genes: one of them may be named wrongly, or be the tumour (stqp label --neoplastic-clusters)"
         for p in found.pairs
         if type_key(groups[p.a].type) == type_key(groups[p.b].type)
         and p.auc.value >= found.settings.least
-        and not p.chance
+        and p.auc.low > 0.5  # a hint where to look, which need not hold for all pairs at once
     ]
 
 

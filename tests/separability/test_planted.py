@@ -94,7 +94,7 @@ def test_clusters_of_one_fine_type_are_proposed_together_and_it_is_said(slide):
     kind[kind == "Enterocytes"] = "Fibroblasts"  # as if it were named wrongly
     group = np.array([f"{number[g]} {k}" for g, k in zip(made.group.tolist(), kind.tolist(), strict=True)], object)
     found, _ = run([dataclasses.replace(made, group=group, type=kind)], [known], by="cluster")
-    assert any("2 Fibroblasts" in n and "4 Fibroblasts" in n and "look different" in n for n in found.notes)
+    assert any("2 Fibroblasts" in n and "4 Fibroblasts" in n and "seem to look different" in n for n in found.notes)
     (mixed,) = [p for p in found.proposed if "Fibroblasts" in p.types]
     tree = [{found.groups[g].name for g in c.members} for c in found.tree.classes]
     assert {"2 Fibroblasts"} in tree and {"4 Fibroblasts"} in tree and mixed.types == ("Fibroblasts",)
