@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 from stqp_cli.common import PATH, json_option, progress_bar, report, set_up_logging, verbose_option
-from stqp_cli.options import cut_flags, cut_options
+from stqp_cli.options import SectionedCommand, cut_flags, cut_options
 
 from stqp.errors import UsageError
 from stqp.record import RunRecord
@@ -44,7 +44,7 @@ A file that was cut from the same data with the same options is left as it is; a
 """
 
 
-@command.command(epilog=CUT_EPILOG)
+@command.command(epilog=CUT_EPILOG, cls=SectionedCommand)
 @click.argument("projects", nargs=-1, required=True, type=PATH)
 @click.option("--out", required=True, type=PATH, metavar="FILE", help="File of patches (.h5) to write.")
 @cut_flags()
@@ -86,7 +86,7 @@ image+map  images with a map (.npz, .npy, .mat, .tif, .png) of the same name bes
 """
 
 
-@command.command("import", epilog=IMPORT_EPILOG)
+@command.command("import", epilog=IMPORT_EPILOG, cls=SectionedCommand)
 @click.argument("source", type=PATH)
 @click.option("--from", "layout", type=click.Choice(READ), required=True, help="Layout of the set.")
 @click.option("--out", required=True, type=PATH, metavar="FILE", help="File of patches (.h5) to write.")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 from stqp_cli.common import PATH, json_option, progress_bar, report, set_up_logging, verbose_option
-from stqp_cli.options import click_option
+from stqp_cli.options import SectionedCommand, click_option
 
 from stqp.errors import StqpError
 from stqp.record import RunRecord
@@ -34,7 +34,7 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, cls=SectionedCommand)
 @click.argument("projects", nargs=-1, type=PATH)
 @click.option("--out", type=PATH, help="Folder of the run, made here.")
 @click.option("--config", type=PATH, metavar="TOML", help="Settings from a file; flags count more.")

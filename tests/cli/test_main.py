@@ -83,3 +83,12 @@ def test_options_and_parameters_match(name):
     options = {p.name for p in command.params} - EXCEPTIONS[name][0]
     parameters = set(inspect.signature(function).parameters) - EXCEPTIONS[name][1]
     assert options == parameters
+
+
+def test_many_flags_stand_under_headings():
+    lines = CliRunner().invoke(cli, ["train", "--help"]).output.splitlines()
+    heads = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    wanted = ["Options:", "Data:", "Split:", "Network:", "Schedule:", "Losses:", "Augmentation:", "Machine and run:"]
+    assert heads == wanted
+    at = {name: next(i for i, line in enumerate(lines) if line.strip().startswith(name)) for name in ("--arch", "--lr")}
+    assert lines.index("Network:") < at["--arch"] < lines.index("Schedule:") < at["--lr"] < lines.index("Losses:")
