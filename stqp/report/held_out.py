@@ -118,8 +118,8 @@ def judge_held_out(
         palette = [colors.get(name, UNKNOWN_COLOR) for name in (UNKNOWN, *patches.classes)]
         return side_by_side(
             middle,
-            outlined(middle, found.true, found.true_types, palette),
-            outlined(middle, found.predicted, found.predicted_types, palette),
+            outlined(middle, found.true, found.true_types, palette, found.valid),
+            outlined(middle, found.predicted, found.predicted_types, palette, found.valid),
         )
 
     shown = {}
@@ -179,7 +179,11 @@ def examples(scores: NDArray[np.float64], each: int = EACH) -> dict[str, list[in
 
 
 def outlined(
-    image: RGBImage, nuclei: NDArray[np.integer], types: NDArray[np.integer], palette: Sequence[RGB]
+    image: RGBImage,
+    nuclei: NDArray[np.integer],
+    types: NDArray[np.integer],
+    palette: Sequence[RGB],
+    valid: NDArray[np.bool_] | None = None,
 ) -> RGBImage:
     """Enlarge an image and draw the outlines of nuclei within it.
 
@@ -192,6 +196,8 @@ def outlined(
         Position in the palette of each nucleus, in the order of the numbers.
     palette
         Colours.
+    valid : bool (h, w)
+        What lies elsewhere is made pale.
 
     Returns
     -------
@@ -201,6 +207,9 @@ def outlined(
 
     size = image.shape[1] * _ZOOM, image.shape[0] * _ZOOM
     large = np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC))
+    if valid is not None:
+        masked = np.kron(~valid, np.ones((_ZOOM, _ZOOM), bool))
+        large[masked] = (large[masked] * 0.3 + 255 * 0.7).astype(np.uint8)
     labels = np.kron(nuclei, np.ones((_ZOOM, _ZOOM), nuclei.dtype))
     edge = np.zeros(labels.shape, bool)
     for axis in (0, 1):
@@ -209,7 +218,7 @@ def outlined(
         first[axis], second[axis] = slice(None, -1), slice(1, None)
         edge[tuple(first)] |= differs
         edge[tuple(second)] |= differs
-    edge &= labels > 0
+    edge = (cv2.dilate(edge.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0) & (labels > 0)
     ids = np.unique(nuclei[nuclei > 0])
     table = np.zeros((int(nuclei.max(initial=0)) + 1, 3), np.uint8)
     if len(ids):

@@ -21,7 +21,7 @@ table{border-collapse:collapse;margin:.6em 0}td,th{padding:.25em .9em .25em 0;te
 th{font-weight:600}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 thead th{border-bottom:1px solid #bbb}img{max-width:100%;height:auto}.note{color:#666;font-size:.9em}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(320px,1fr));gap:1em}
-figure{margin:0}figcaption{font-size:.88em}
+figure{margin:0 0 1em}figcaption{font-size:.88em}
 .swatch{display:inline-block;width:.8em;height:.8em;margin-right:.4em;vertical-align:-.05em}
 .legend span+span{margin-left:1.2em}
 """

@@ -17,6 +17,8 @@ from stqp.taxonomy import RGB, UNKNOWN, UNKNOWN_COLOR, color_of
 from stqp.training.manifest import read_manifest
 
 REPORT, RECORD, METRICS = "report.html", "record.json", "metrics.csv"
+FEW = 10
+"""Fewer blocks or images than these give intervals that are no more than a hint."""
 _EDGE: RGB = (60, 110, 170)
 _ROWS = {
     "dice": "Dice", "aji": "AJI", "pq": "PQ", "f_d": "F_d", "mpq": "mPQ", "f_c_mean": "mean F_c",
@@ -119,7 +121,7 @@ def _sentence(manifest: Mapping[str, Any], held: HeldOut | None) -> str:
     number = data.get("patches_by_side", {}).get("training")
     text = f"{manifest['architecture']} learnt {len(manifest['classes'])} classes"
     text += f" from {number:,} patches" if number else ""
-    text += f" in {training['minutes']:g} minutes" if "minutes" in training else ""
+    text += f" in {training['minutes']:.3g} minutes" if "minutes" in training else ""
     if held is None:
         return f"{text}; nothing that was held out could be scored."
     pooled = held.result["pooled"]
@@ -192,6 +194,7 @@ def _scores(held: HeldOut | None) -> list[str]:
     found = held.result.get("interval", {})
     if found:
         words = f"Intervals: bootstrap, {found['resamples']:,} resamples of {found['units']} {_UNITS[held.unit]}."
+        words += " So few say little: take the intervals as a hint." if found["units"] < FEW else ""
     else:
         words = "There are too few parts that are independent of each other for intervals."
     return [
@@ -238,7 +241,11 @@ def _patches(held: HeldOut | None, colors: Mapping[str, RGB]) -> list[str]:
             parts.append(page.captioned(drawn, f"{kind}, patch {row}: {words}"))
     if len(parts) == 1:
         return [page.paragraph("The held-out patches have no nuclei.", note=True)]
-    parts.append(page.paragraph("From left to right: the H&E, the truth, the prediction. By PQ.", note=True))
+    parts.append(
+        page.paragraph(
+            "From left to right: the H&E, the truth, the prediction. By PQ. What is pale was not scored.", note=True
+        )
+    )
     return parts
 
 

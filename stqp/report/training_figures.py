@@ -86,6 +86,7 @@ def distribution(values: np.ndarray, label: str) -> Figure:
     axes.hist(values[~np.isnan(values)], bins=np.linspace(0, 1, 21).tolist(), color="#7a93b8")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set(xlabel=label, ylabel="patches", xlim=(0, 1))
+    axes.yaxis.get_major_locator().set_params(integer=True)
     return drawn
 
 

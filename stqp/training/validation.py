@@ -81,6 +81,8 @@ class Judged:
         Nuclei by number, 0 is background.
     true_types, predicted_types : int (n,), (m,)
         Class of each nucleus in the order of the numbers, 0 is Unknown.
+    valid : bool (s, s)
+        Where the truth is known; nothing counts elsewhere.
     counts : Counts
         What the scores are made of.
     """
@@ -89,6 +91,7 @@ class Judged:
     true_types: NDArray[np.integer]
     predicted: NDArray[np.integer]
     predicted_types: NDArray[np.integer]
+    valid: NDArray[np.bool_]
     counts: "Counts"
 
 
@@ -109,7 +112,7 @@ def judge_patch(network: nn.Module, arch: Architecture, patches: PatchFile, row:
     predicted = class_of(probability, background=True) if len(probability) else np.empty(0, int)
     true_types = np.where(types == UNKNOWN_TYPE, 0, types).astype(np.int64)
     counts = count(from_maps(true, inst, true_types, predicted), patches.mpp, len(patches.classes))
-    return Judged(true, true_types, inst, predicted, counts)
+    return Judged(true, true_types, inst, predicted, valid, counts)
 
 
 def score_network(

@@ -107,8 +107,12 @@ def test_outlines_have_the_colours_of_the_classes():
     assert (
         tuple(drawn[4, 8]) == (255, 0, 0) and tuple(drawn[15, 27]) == (0, 0, 255) and tuple(drawn[24, 14]) == (9, 9, 9)
     )
-    assert tuple(drawn[8, 8]) == (200, 200, 200)  # inside
-    assert tuple(drawn[8, 15]) == (255, 0, 0) and tuple(drawn[8, 16]) == (0, 0, 255)  # where they touch
+    assert tuple(drawn[9, 9]) == (200, 200, 200) and tuple(drawn[0, 0]) == (200, 200, 200)  # inside, outside
+    assert tuple(drawn[9, 15]) == (255, 0, 0) and tuple(drawn[9, 16]) == (0, 0, 255)  # where they touch
+    valid = np.ones((20, 20), bool)
+    valid[:, 15:] = False
+    pale = outlined(np.full((20, 20, 3), 200, np.uint8), nuclei * 0, np.empty(0, int), [(9, 9, 9)], valid)
+    assert pale[0, 29, 0] == 200 and pale[0, 30, 0] > 230
 
 
 def test_a_course_with_gaps_and_phases():
