@@ -80,13 +80,14 @@ def course(rows: Rows, chosen: int | None = None, selected: str | None = None) -
 def distribution(values: np.ndarray, label: str) -> Figure:
     """How a score spreads over patches."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     drawn = Figure(figsize=(5.2, 2.2), layout="constrained")
     axes = drawn.add_subplot()
     axes.hist(values[~np.isnan(values)], bins=np.linspace(0, 1, 21).tolist(), color="#7a93b8")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set(xlabel=label, ylabel="patches", xlim=(0, 1))
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     return drawn
 
 

@@ -132,6 +132,30 @@ def load_network(checkpoint: Checkpoint, tiatoolbox: bool = False) -> nn.Module:
     return network.eval()
 
 
+def check_initial(where: str | Path, arch: str, folder: Path | None = None, download: bool = True) -> Checkpoint:
+    """Read a checkpoint that a network of an architecture shall start from.
+
+    Parameters
+    ----------
+    where, folder, download
+        As `read_checkpoint`.
+    arch
+        Name of the architecture.
+
+    Raises
+    ------
+    InputError, EnvironmentProblem
+        As `read_checkpoint`, and when the checkpoint is of another architecture.
+    """
+    checkpoint = read_checkpoint(where, folder=folder, download=download)
+    if arch != checkpoint.architecture:
+        raise InputError(
+            f"expected weights of the {arch} network, found the {checkpoint.architecture} one in "
+            f"{checkpoint.path}; train with --arch {checkpoint.architecture}, or start from another checkpoint"
+        )
+    return checkpoint
+
+
 def load_initial(
     network: nn.Module,
     where: str | Path,
@@ -163,18 +187,15 @@ def load_initial(
     Raises
     ------
     InputError, EnvironmentProblem
-        As `read_checkpoint`, and when the checkpoint is of another architecture.
+        As `check_initial`.
     """
     import torch
 
-    checkpoint = read_checkpoint(where, folder=folder, download=download)
     target = network.state_dict()
     wanted = detect_architecture(target)
-    if wanted != checkpoint.architecture:
-        raise InputError(
-            f"expected weights of the {wanted} network, found the {checkpoint.architecture} one in "
-            f"{checkpoint.path}; train with --arch {checkpoint.architecture}, or start from another checkpoint"
-        )
+    if wanted is None:
+        raise ValueError("expected a HoVer-Net")
+    checkpoint = check_initial(where, wanted, folder, download)
     head, rows = HEAD[wanted], ROWS[wanted]
     state: State = {}
     heads = {f"{head}.weight", f"{head}.bias"}
@@ -248,6 +269,8 @@ def _read_file(path: Path) -> Checkpoint:
         source = "official checkpoint"
     elif path.name == WEIGHTS and (path.parent / MANIFEST).is_file():
         source, manifest = "stqp run", read_manifest(path.parent)
+    elif path.name.startswith("best-") and (path.parent / "train.toml").is_file():
+        source, classes = "stqp checkpoint", _classes_of_patches(path.parent)
     return _checked(unwrapped(content, path), path, source, manifest, classes)
 
 

@@ -87,6 +87,10 @@ def train(
         with prepared_by_main(place):
             if place.is_main:
                 _refuse(out, settings, resume)
+                if settings.network.init is not None and not (resume and (out / CHECKPOINT).is_file()):
+                    from stqp.training.checkpoints import check_initial
+
+                    check_initial(settings.network.init, settings.network.arch)  # before hours of cutting
                 with files.disk_errors(out):
                     out.mkdir(parents=True, exist_ok=True)
                 lock = FolderLock(out, creating=False, what="run")

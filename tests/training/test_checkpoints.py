@@ -189,6 +189,23 @@ def test_runs_that_do_not_fit(tmp_path):
         read_checkpoint("hovernet_fast-cats")
 
 
+def test_the_best_weights_of_a_run_that_has_not_ended(typed, tmp_path):
+    torch.save(typed, tmp_path / "best-00000012.pth")
+    (tmp_path / "train.toml").write_text("")
+    found = read_checkpoint(tmp_path / "best-00000012.pth")
+    assert found.source == "stqp checkpoint" and found.classes is None  # its patches are gone
+    averaged = {f"module.{k}": v + 1 if v.is_floating_point() else v for k, v in typed.items()}
+    content = {
+        "stqp_training": 1,
+        "stqp_classes": CLASSES,
+        "state_dict": typed,
+        "average": {**averaged, "n_averaged": 3},
+    }
+    torch.save(content, tmp_path / "last.ckpt")
+    found = read_checkpoint(tmp_path / "last.ckpt")
+    assert torch.equal(found.state["up3.weight"], typed["up3.weight"] + 1)
+
+
 def test_class_names_must_be_as_many_and_differ(typed, tmp_path):
     torch.save(typed, tmp_path / "w.pth")
     with pytest.raises(UsageError, match=r"types 3 classes and background.*2 names \(A, B\)"):

@@ -175,6 +175,23 @@ def test_bad_input(project, tmp_path):
         start([project], tmp_path / "run2", resume=True, **QUICK)
 
 
+def test_weights_to_start_from_are_looked_at_before_anything_is_cut(project, tmp_path):
+    torch.save(build_network("lite", ["A"]).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(InputError, match="expected weights of the fast network, found the lite one"):
+        start([project], tmp_path / "run", **{**QUICK, "arch": "fast"}, init=str(tmp_path / "w.pth"))
+    (tmp_path / "w.pth").write_bytes(b"broken")
+    with pytest.raises(InputError, match="corrupt"):
+        start([project], tmp_path / "run", **QUICK, init=str(tmp_path / "w.pth"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_starts_from_another(run, project, tmp_path):
+    record = start([project], tmp_path / "run", **QUICK, max_steps=1, init=str(run[0]))
+    initial = record.results["training"]["initial"]
+    assert initial["source"] == "stqp run" and initial["new"] == 0 and None not in initial["classes"].values()
+    assert read_manifest(tmp_path / "run")["training"]["initial"]["summary"] == initial["summary"]
+
+
 def test_unlabelled_nuclei_only(project, tmp_path):
     copy = tmp_path / "project"
     shutil.copytree(project, copy)
