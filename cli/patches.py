@@ -38,9 +38,11 @@ CUT_EPILOG = """\b
 Examples:
   stqp patches cut slide --out patches.h5
   stqp patches cut cohort --out patches.h5 --split metadata:patient --test 0.2 --holdout organ=colon
+  stqp patches cut slide manual.h5 --out both.h5
   stqp patches cut slide --out patches.h5 --min-confidence 0.6 --min-stain 0.05 --max-misalignment 3
 
 A file that was cut from the same data with the same options is left as it is; a cut that was stopped goes on.
+Files of patches may stand among PROJECTS: their patches stay on their sides, and all come into one file.
 """
 
 
@@ -148,12 +150,15 @@ def _finish(record: RunRecord, out: Path, as_json: bool) -> None:
     report(record, as_json, f"patches: {out}", f"Next: stqp patches show {out} --out sheet.png")
 
 
-@command.command()
+@command.command(epilog="\b\nExamples:\n  stqp patches info patches.h5\n  stqp patches info patches.h5 --json\n")
 @click.argument("file", type=PATH)
 @json_option
 @verbose_option
 def info(as_json: bool, verbose: bool, file: Path) -> None:
-    """Say what a FILE of patches holds: images, classes, sides, and what became of the labels."""
+    """Say what a FILE of patches holds: images, classes, sides, and what became of the labels.
+
+    A nucleus that two patches show counts twice.
+    """
     set_up_logging(verbose)
     from stqp.patches.summary import describe, table
 

@@ -74,7 +74,7 @@ def main() -> None:
     resume = ["--resume"] if (run / "settings.json").exists() else []
     stqp(
         "train", project, "--out", run, "--arch", "lite", "--max-time", arguments.minutes, "--block", 250,
-        "--validation", 0.18, *resume,
+        "--validation", 0.18, "--guard", 0, *resume,
     )  # fmt: skip
     stqp("predict", run, project, "--held-out")
     stqp("evaluate", "--true", project, "--pred", project, "--held-out", run, "--json", out / "scores.json")

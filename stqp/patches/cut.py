@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stqp import files
-from stqp.errors import InputError
+from stqp.errors import InputError, UsageError
 from stqp.patches.drawing import Batch, Shape, batches, patches_in
 from stqp.patches.joining import is_patch_file, join_digest, join_files
 from stqp.patches.options import CutOptions
 from stqp.patches.parts import default_workers, draw_batches, is_done, keeping_parts, part_path
+from stqp.patches.quality import USED
 from stqp.patches.sources import (
     Source,
     chosen_entries,
     class_names,
-    count_unknown,
     fingerprint,
     read_sources,
     type_numbers,
@@ -30,6 +30,7 @@ from stqp.patches.split import Split, split_sources
 from stqp.patches.store import SIDES, TRAINING, PatchFile, PatchWriter
 from stqp.qupath.project import QuPathProject
 from stqp.record import RunRecord
+from stqp.taxonomy import UNKNOWN
 
 Progress = Callable[[int, int], None]
 _BATCH = 8 * 1024 * 1024  # px that are lost when a process is killed, and 80 MB of its memory
@@ -97,6 +98,8 @@ def cut_patches(
         When the disk is full, or another process cuts to the same file.
     """
     options = options or CutOptions()
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder; the patches need the name of a file, such as {out / 'patches.h5'}")
     ready = [path for path in projects if is_patch_file(path)]
     rest = [path for path in projects if not is_patch_file(path)]
     if ready:
@@ -189,7 +192,8 @@ def cut_sources(
         Whether it is known that the nuclei have no types.
     """
     names = class_names(sources, options, record, labels, untyped)
-    count_unknown(sources, record)
+    record.count("nuclei", sum(len(s.classes) for s in sources))
+    record.skip("Unknown nuclei from typing (they train segmentation)", labels.get(UNKNOWN, {}).get(USED, 0))
     types = [type_numbers(s.classes, names) for s in sources]
     split = split_sources(sources, types, len(names), options, record)
     if not (split.sides == TRAINING).any():
@@ -242,7 +246,7 @@ def cut_sources(
     record.results["labels"] = labels
     for name, reasons in labels.items():
         for reason, number in reasons.items():
-            if reason != "used":
+            if reason != USED:
                 record.skip(f"{name} nuclei, {reason}", number)
     return Cut(names, boxes, described, digest)
 

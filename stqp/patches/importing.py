@@ -92,6 +92,8 @@ def import_patches(
         When the set is not of that layout, a map is none, a number has no class, or µm per px are not known.
     """
     options = options or CutOptions(split="slide")
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder; the patches need the name of a file, such as {out / 'patches.h5'}")
     if layout not in LAYOUTS:
         raise UsageError(f"there is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
     items = LAYOUTS[layout](source)

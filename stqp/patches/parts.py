@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import multiprocessing
 import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -141,8 +140,11 @@ def _in_processes(
     done: Callable[[int], None],
 ) -> None:
     """Draw batches in other processes; what is finished leaves `rest`."""
-    # spawned, not forked: the image readers have threads and locks of their own
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _ignore_interrupts)
+    from loky import ProcessPoolExecutor
+
+    # spawned, not forked: the image readers have threads and locks of their own; by loky, whose processes do not run
+    # the program that started them once more, which the standard library's do where it lacks a guard
+    pool = ProcessPoolExecutor(workers, initializer=_ignore_interrupts)
     running: dict[Future[int], int] = {}
     waiting = iter(tuple(rest))
     try:
@@ -154,7 +156,9 @@ def _in_processes(
         while running:
             _collect(running, rest, done)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for future in running:
+            future.cancel()
+        pool.shutdown(wait=True)
 
 
 def _collect(running: dict[Future[int], int], rest: list[int], done: Callable[[int], None]) -> None:

@@ -84,9 +84,11 @@ def outlined(patch: Mapping[str, NDArray[Any]], classes: Sequence[str], scale: i
     image[masked] = image[masked] // 3 + 150
     image[masked & ((rows + columns) // 2 % 8 == 0)] = (120, 120, 120)
     nuclei, types, weight = (large(patch[name]) for name in ("instances", "types", "weight"))
-    ring = _rim(nuclei, nuclei > 0)
-    full = weight >= FULL // 2
-    ring |= _rim(nuclei, (nuclei > 0) & ~ring & full) & full
+    full = (weight >= FULL // 2) | (types == UNKNOWN_TYPE)
+    ring = np.zeros(nuclei.shape, bool)
+    for width in range(scale + 1):
+        inside = (nuclei > 0) & ~ring
+        ring |= _rim(nuclei, inside if width < scale else inside & full)
     table = np.full((256, 3), UNKNOWN_COLOR, np.uint8)
     for number, name in enumerate(classes, start=1):
         table[number] = color_of(name)

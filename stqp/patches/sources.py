@@ -22,7 +22,7 @@ from stqp.patches.store import FORMAT, UNKNOWN_TYPE
 from stqp.qupath.project import ProjectEntry, QuPathProject
 from stqp.record import RunRecord
 from stqp.slides import open_slide
-from stqp.taxonomy import UNKNOWN, ordered
+from stqp.taxonomy import ordered
 
 _CHUNK = 256 * 1024
 _VERSION = 1  # of what is cut from the same input; raised when that changes
@@ -255,6 +255,11 @@ def class_names(
     """
     present = set(ordered({str(c) for s in sources for c in np.unique(s.classes.astype(str))}))
     names = [*options.classes] or ordered(present)
+    if not names and any(ordered(labelled)):
+        raise InputError(
+            f"no nucleus of the class {', '.join(ordered(labelled))} is left; the limits of confidence, stain or "
+            "alignment leave all of them out"
+        )
     if not names:
         raise InputError(
             "all nuclei are Unknown, so no class can be learnt; run stqp label, import with --labels, or set "
@@ -276,10 +281,3 @@ def type_numbers(classes: NDArray[np.object_], names: Sequence[str]) -> NDArray[
     kinds, inverse = np.unique(classes.astype(str), return_inverse=True)
     table = np.array([numbers.get(c, UNKNOWN_TYPE) for c in kinds.tolist()], np.uint8)
     return table[inverse] if len(classes) else np.empty(0, np.uint8)
-
-
-def count_unknown(sources: Sequence[Source], record: RunRecord) -> None:
-    """Note the nuclei that train segmentation alone."""
-    unknown = sum(int((s.classes == UNKNOWN).sum()) for s in sources)
-    record.count("nuclei", sum(len(s.classes) for s in sources))
-    record.skip("Unknown nuclei from typing (they train segmentation)", unknown)

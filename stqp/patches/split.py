@@ -122,7 +122,7 @@ def _groups(sources: Sequence[Source], options: CutOptions) -> list[str] | None:
     if lacking := [s.entry for s in sources if not s.about.get(key)]:
         keys = sorted({k for s in sources for k in s.about})
         raise InputError(
-            f"the image {_listed(lacking)} has no metadata {key}, which the split is by; there is {', '.join(keys)}"
+            f"there is no metadata {key}, which the split is by, for {_listed(lacking)}; there is {', '.join(keys)}"
         )
     return [s.about[key] for s in sources]
 

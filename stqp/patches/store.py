@@ -199,7 +199,7 @@ class PatchFile:
             if len(set(rows.values())) > 1:
                 raise KeyError(f"its columns have {', '.join(f'{n} {name}' for name, n in rows.items())}")
         except (OSError, KeyError, ValueError, TypeError) as error:
-            raise InputError(f"{path} is no whole file of stqp patches ({error}); delete it and run again") from error
+            raise InputError(f"{path} is no whole file of stqp patches ({error}); cut or import them again") from error
 
     def __len__(self) -> int:
         """Count the patches."""

@@ -84,6 +84,11 @@ def test_mistakes(file, tmp_path):
     )
 
 
+def test_a_folder_is_no_file(file, tmp_path):
+    result = run("cut", file.parent / "project", "--out", tmp_path)
+    assert isinstance(result.exception, UsageError) and "is a folder" in str(result.exception)
+
+
 def test_the_command_line_has_what_the_library_has():
     assert tuple(LAYOUTS) == module.READ and tuple(WRITTEN) == module.WRITTEN
     flags = {p.name for p in module.import_.params}

@@ -1,5 +1,6 @@
 """What is cut: pixels, maps, doubt; kills, copies, broken input."""
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -9,6 +10,7 @@ import sys
 import time
 
 import cv2
+import loky
 import numpy as np
 import pytest
 from patches.projects import CLASSES, make_project
@@ -20,6 +22,7 @@ from stqp.patches.options import CutOptions
 from stqp.patches.store import TRAINING, UNKNOWN_TYPE, VALIDATION, PatchFile, PatchWriter
 from stqp.polygons import Polygons
 from stqp.qupath.objects import ObjectKind, PathObjects
+from stqp.qupath.ownership import stamp
 from stqp.qupath.project import QuPathProject
 from stqp.record import RunRecord
 from stqp.slides import open_slide
@@ -231,12 +234,12 @@ def test_a_full_disk(project, tmp_path, monkeypatch, workers):
 def test_a_worker_that_dies_is_replaced(project, tmp_path, monkeypatch):
     monkeypatch.setattr("stqp.patches.cut._BATCH", 64 * 64 * 8)
     cut(project, tmp_path / "one.h5")
-    submit = parts.ProcessPoolExecutor.submit
+    submit = loky.ProcessPoolExecutor.submit
 
     def deadly(self, function, *arguments):
         return submit(self, _die if arguments[-1].name == "000002.h5" else function, *arguments)
 
-    monkeypatch.setattr(parts.ProcessPoolExecutor, "submit", deadly)
+    monkeypatch.setattr(loky.ProcessPoolExecutor, "submit", deadly)
     cut(project, tmp_path / "two.h5", workers=2)
     assert content(tmp_path / "one.h5") == content(tmp_path / "two.h5")
 
@@ -431,3 +434,25 @@ def test_the_record_of_a_cut_is_json(project, tmp_path):
     _, _, record = cut(project, tmp_path / "p.h5", test=0.1)
     text = json.dumps(record.to_dict())
     assert "for testing" in text and cv2.__version__
+
+
+def test_stain_is_measured_where_the_import_did_not(sample, tmp_path):
+    from stqp.importing.xenium import import_xenium
+
+    import_xenium(sample.outs, sample.he, sample.alignment, tmp_path / "project", labels=sample.labels,
+                  class_map=sample.class_map, qc=False)  # fmt: skip
+    _, _, record = cut(
+        tmp_path / "project", tmp_path / "p.h5", min_stain=0.1, max_misalignment=5.0, size=128, block=64.0
+    )
+    labels = record.results["labels"]
+    assert sum(sum(r.values()) for r in labels.values()) > 300
+    used = sum(r["used"] for r in labels.values())
+    assert used > 0.8 * sum(sum(r.values()) for r in labels.values())
+    # moved off the stain by 7 µm
+    with QuPathProject.open(tmp_path / "project", "r+") as opened:
+        entry = opened.entries[0]
+        objects = entry.read_objects()
+        moved = stamp(dataclasses.replace(objects, polygons=objects.polygons.shift(28, 0)), "import-test:s", "run")
+        entry.write_objects(moved, replace=lambda now: np.ones(len(now), bool))
+    with pytest.raises(InputError, match="is left; the limits"):
+        cut(tmp_path / "project", tmp_path / "p.h5", max_misalignment=5.0, size=128, block=64.0)
