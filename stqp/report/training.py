@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stqp.errors import InputError
-from stqp.patches.store import SIDES, PatchFile
+from stqp.patches.store import SIDES, VALIDATION, PatchFile
 from stqp.record import RunRecord
 from stqp.report import evaluation_figures, page, training_figures
 from stqp.report.held_out import HeldOut, Progress, judge_held_out
@@ -107,7 +107,7 @@ def _parts(
         page.verdict(_sentence(manifest, held), _EDGE),
         page.facts(_facts(manifest)),
         page.section("Course", *_course(run, manifest)),
-        page.section("On what was held out", *_scores(held)),
+        page.section("On what was held out", *_scores(held, manifest)),
         page.section("Classes", *_classes(held)),
         page.section("Best, median and worst patches", *_patches(held, colors)),
         page.section("What was learnt from", *_data(manifest, said, colors)),
@@ -125,9 +125,10 @@ def _sentence(manifest: Mapping[str, Any], held: HeldOut | None) -> str:
     if held is None:
         return f"{text}; nothing that was held out could be scored."
     pooled = held.result["pooled"]
-    found = f"finds {pooled['recall_d']:.0%} of the nuclei" if pooled["recall_d"] == pooled["recall_d"] else ""
-    sure = f"{pooled['precision_d']:.0%} of what it finds is a nucleus" if pooled["n_pred"] else "it finds nothing"
-    text += f". On held-out patches ({held.side}) it {found}, and {sure}" if found else f"; {sure}"
+    if not pooled["n_pred"]:
+        return f"{text}. On held-out patches ({held.side}) it finds none of the {pooled['n_true']:,} nuclei."
+    found = f"it finds {pooled['recall_d']:.0%} of the nuclei, and " if pooled["n_true"] else ""
+    text += f". On held-out patches ({held.side}) {found}{pooled['precision_d']:.0%} of what it finds is a nucleus"
     if pooled["type_accuracy"] == pooled["type_accuracy"]:
         text += f"; {pooled['type_accuracy']:.0%} of the nuclei found get the right class"
     return f"{text} (PQ {_number(pooled['pq'])}, F_d {_number(pooled['f_d'])})."
@@ -176,7 +177,7 @@ def _course(run: Path, manifest: Mapping[str, Any]) -> list[str]:
     return [page.figure(drawn, "losses, scores and learning rate over the steps"), page.paragraph(words, note=True)]
 
 
-def _scores(held: HeldOut | None) -> list[str]:
+def _scores(held: HeldOut | None, manifest: Mapping[str, Any]) -> list[str]:
     if held is None:
         return []
     pooled, spans = held.result["pooled"], held.result.get("interval", {}).get("pooled", {})
@@ -186,11 +187,9 @@ def _scores(held: HeldOut | None) -> list[str]:
             span = spans.get(key)
             rows.append([label, pooled[key], "–" if span is None else f"{span[0]:.3f} to {span[1]:.3f}"])
     looked = f"{len(held.rows):,} of the {held.available:,} patches of the {held.side} side"
-    chosen = (
-        "The weights were chosen on this side, so the scores flatter. "
-        if held.side == SIDES[1]
-        else "Nothing was chosen by this side. "
-    )
+    by = manifest.get("training", {}).get("selected_by")
+    flatters = held.side == SIDES[VALIDATION] and by not in (None, "last")
+    chosen = "The weights were chosen on this side, so the scores flatter. " if flatters else ""
     found = held.result.get("interval", {})
     if found:
         words = f"Intervals: bootstrap, {found['resamples']:,} resamples of {found['units']} {_UNITS[held.unit]}."

@@ -41,15 +41,15 @@ def course(rows: Rows, chosen: int | None = None, selected: str | None = None) -
     drawn = Figure(figsize=(10.4, 6.4), layout="constrained")
     axes = drawn.subplots(2, 2, sharex=True)
     total, parts, scores, rate = axes.flat
-    steps, losses = _column(rows, "step", "loss")
-    total.plot(steps, losses, color="#222", lw=1.4, marker="o" if len(steps) < 3 else None)
+    mark = "o" if len(rows) < 3 else None  # a line of one point cannot be seen
+    total.plot(*_column(rows, "step", "loss"), color="#222", lw=1.4, marker=mark)
     total.set(title="total loss")
     names = [k for k in rows[0] if k not in _NOT_LOSSES and not k.startswith("validation_")] if rows else []
     for number, name in enumerate(names):
         x, y = _column(rows, "step", name)
         dashed = "--" if name.endswith(("_dice", "_msge")) else "-"
         color = _HUES.get(name[:2], f"C{number}")
-        parts.plot(x, y, dashed, color=color, lw=1.2, label=_LABELS.get(name, name))
+        parts.plot(x, y, dashed, color=color, lw=1.2, marker=mark, label=_LABELS.get(name, name))
     parts.set(title="parts of the loss")
     found = sorted({k for row in rows for k in row if k.startswith("validation_")}, key=_order)
     for name in found:
@@ -58,8 +58,7 @@ def course(rows: Rows, chosen: int | None = None, selected: str | None = None) -
         wide = 2.4 if score == selected else 1.2
         scores.plot(x, y, lw=wide, marker=".", ms=4, label=_SCORES.get(score, score))
     scores.set(title="scores on the validation patches" if found else "no scores: nothing was held out", ylim=(0, 1))
-    x, y = _column(rows, "step", "lr")
-    rate.plot(x, y, color="#555", lw=1.4)
+    rate.plot(*_column(rows, "step", "lr"), color="#555", lw=1.4, marker=mark)
     rate.set(title="learning rate", ylim=(0, None))
     for one in axes.flat:
         one.spines[["top", "right"]].set_visible(False)
