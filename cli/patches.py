@@ -193,8 +193,9 @@ def show(
     Patches with the rarest classes come first. A nucleus whose type counts less than half has a thin outline.
     """
     set_up_logging(verbose)
-    from stqp.patches.sheet import chosen, contact_sheet, save_png
+    from stqp.patches.sheet import chosen, contact_sheet
     from stqp.patches.store import PatchFile
+    from stqp.report.overlay import save_png
 
     record = RunRecord("patches show", {"file": file, "out": out, "side": side, "number": number})
     patches = PatchFile(file)

@@ -181,17 +181,3 @@ def _legend(colors: Mapping[str, RGB], counts: NDArray[np.integer], width: int) 
             cv2.rectangle(image, (left, base - 12), (left + 13, base + 1), color, -1)
         cv2.putText(image, text, (left + 20, base), font, 0.5, _INK, 1, cv2.LINE_AA)
     return image
-
-
-def save_png(path: Any, image: RGBImage) -> None:
-    """Write a picture atomically."""
-    import io
-    from pathlib import Path
-
-    from PIL import Image
-
-    from stqp import files
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
-    files.write_bytes(Path(path), buffer.getvalue())
