@@ -22,7 +22,7 @@ from stqp.patches.store import PatchFile
 logger = logging.getLogger(__name__)
 PLAN = "plan.json"
 _MOST_WORKERS = 16
-_WORTH = 256  # patches from which a second process, which takes seconds to start, is worth it
+_WORTH = 1024  # patches from which a second process, which takes a CPU second to start, is worth it
 
 
 def parts_folder(out: Path) -> Path:

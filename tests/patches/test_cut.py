@@ -456,3 +456,8 @@ def test_stain_is_measured_where_the_import_did_not(sample, tmp_path):
         entry.write_objects(moved, replace=lambda now: np.ones(len(now), bool))
     with pytest.raises(InputError, match="is left; the limits"):
         cut(tmp_path / "project", tmp_path / "p.h5", max_misalignment=5.0, size=128, block=64.0)
+
+
+def test_processes_are_started_where_they_are_worth_it():
+    assert parts.default_workers(10) == parts.default_workers(1000) == 1
+    assert 1 <= parts.default_workers(10**6) <= 16
