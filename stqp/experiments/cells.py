@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def is_done(study: Study, cell: Cell, out: Path) -> bool:
 def run_cell(
     study: Study,
     cell: Cell,
-    inputs: Mapping[str, Sequence[Path]],
+    inputs: Mapping[str, Path],
     out: Path,
     device: str = "auto",
     progress: Progress | None = None,
@@ -87,7 +87,7 @@ def run_cell(
     study, cell
         What.
     inputs
-        Files of patches by variant, of `stqp.experiments.data.prepare`.
+        File of patches by variant, of `stqp.experiments.data.prepare`.
     out
         Folder of the study.
     device
@@ -141,18 +141,14 @@ def _begin(study: Study, cell: Cell, folder: Path) -> dict[str, Any]:
     return state
 
 
-def _train(
-    study: Study, cell: Cell, inputs: Sequence[Path], folder: Path, device: str, progress: Callable[..., None]
-) -> None:
+def _train(study: Study, cell: Cell, patches: Path, folder: Path, device: str, progress: Callable[..., None]) -> None:
     from stqp.training.config import CONFIG
     from stqp.training.run import train
     from stqp.training.settings import Settings
 
     options = {**study.networks[cell.network], "seed": cell.seed, "device": device}
-    if classes := study.variants[cell.variant].classes:
-        options["classes"] = classes
     run = folder / TRAINING
-    train(Settings.of([*inputs], **options), run, resume=(run / CONFIG).is_file(), progress=progress)
+    train(Settings.of([patches], **options), run, resume=(run / CONFIG).is_file(), progress=progress)
 
 
 def _predict(study: Study, test: str, folder: Path, out: Path, device: str) -> None:

@@ -21,7 +21,7 @@ from stqp.record import RunRecord
 SPLIT = "split.json"
 
 
-def prepare(study: Study, out: Path, record: RunRecord) -> dict[str, list[Path]]:
+def prepare(study: Study, out: Path, record: RunRecord) -> dict[str, Path]:
     """Cut the patches of each variant; what did not change is left as it is.
 
     What is held out for tests is chosen once, by the first cut of the images that are tested on, and holds for all
@@ -30,7 +30,7 @@ def prepare(study: Study, out: Path, record: RunRecord) -> dict[str, list[Path]]
     Returns
     -------
     dict
-        Files of patches by variant.
+        File of patches by variant.
 
     Raises
     ------
@@ -44,9 +44,9 @@ def prepare(study: Study, out: Path, record: RunRecord) -> dict[str, list[Path]]
         if study.data[test.data].format == "project":
             # a copy, so that detections do not go into the user's own
             relabelled(study.data[test.data].path, project_of_test(out, name), "", {})
-    made: dict[str, list[Path]] = {}
+    made: dict[str, Path] = {}
     for variant in study.variants.values():
-        made[variant.name] = []
+        parts = []
         for name in variant.train:
             data = study.data[name]
             paths = {image.path.resolve(): image.name for image in images_of(data, out) if image.path is not None}
@@ -55,8 +55,18 @@ def prepare(study: Study, out: Path, record: RunRecord) -> dict[str, list[Path]]
                     f"{variant.name} would learn from {', '.join(both[:5])}, on which it is tested as a whole; say in "
                     "[split] what is held out and set held_out = true, or test on other images"
                 )
-            made[variant.name].append(_cut(study, variant, data, out, bool(set(paths) & tested[True]), record))
+            parts.append(_cut(study, variant, data, out, bool(set(paths) & tested[True]), record))
+        made[variant.name] = _joined(variant, parts, out, record)
     return made
+
+
+def _joined(variant: Variant, parts: list[Path], out: Path, record: RunRecord) -> Path:
+    """One file of the patches of all data sets, with the classes that are to be learnt."""
+    if len(parts) == 1 and not variant.classes:
+        return parts[0]
+    target = out / "patches" / f"{slug(variant.name)}.h5"
+    cut_patches(parts, target, record, CutOptions(classes=variant.classes))
+    return target
 
 
 def _cut(study: Study, variant: Variant, data: Dataset, out: Path, shared: bool, record: RunRecord) -> Path:

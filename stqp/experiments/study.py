@@ -82,7 +82,7 @@ def run_study(
 
 
 def _run(
-    study: Study, cells: list[Cell], inputs: dict[str, list[Path]], out: Path, device: str,
+    study: Study, cells: list[Cell], inputs: dict[str, Path], out: Path, device: str,
     scheduler: Scheduler | None, failed: list[str], progress: Progress | None,
 ) -> None:  # fmt: skip
     if scheduler is not None and len(cells) > 1:
@@ -102,7 +102,7 @@ def _run(
 
 
 def _run_on(
-    study: Study, cells: list[Cell], inputs: dict[str, list[Path]], out: Path, device: str,
+    study: Study, cells: list[Cell], inputs: dict[str, Path], out: Path, device: str,
     scheduler: Scheduler, failed: list[str], progress: Progress | None,
 ) -> None:  # fmt: skip
     from distributed import as_completed
@@ -121,7 +121,7 @@ def _run_on(
                 progress(done, len(cells), cell.name)
 
 
-def _task(study: Study, cell: Cell, inputs: dict[str, list[Path]], out: Path, device: str) -> str | None:
+def _task(study: Study, cell: Cell, inputs: dict[str, Path], out: Path, device: str) -> str | None:
     """Run one cell on a worker; errors come back as text."""
     try:
         run_cell(study, cell, inputs, out, device)

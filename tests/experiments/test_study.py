@@ -76,7 +76,7 @@ def prepared(folder, study):
 
 
 def test_variants_learn_other_labels_of_the_same_patches(study, prepared, folder):
-    visual, fine = (PatchFile(prepared[name][0]) for name in ("visual", "fine"))
+    visual, fine = (PatchFile(prepared[name]) for name in ("visual", "fine"))
     assert set(visual.classes) != set(fine.classes)
     with QuPathProject.open(folder / "project", "r") as project:
         before = set(project.entries[0].read_objects().classes.tolist())
@@ -161,6 +161,30 @@ def test_a_study_runs_from_its_file_and_goes_on_where_it_was(folder, tmp_path):
     path.write_text(text.replace("max_steps = 1", "max_steps = 2"), encoding="utf-8")
     with pytest.raises(UsageError, match="another network"):
         run_study(path, tmp_path / "out")
+
+
+def test_several_data_sets_are_one_file_with_the_classes_asked_for(folder, tmp_path):
+    text = STUDY.replace('[variants.visual]\ntrain = "slide"', '[variants.visual]\ntrain = ["slide", "tiles"]')
+    text = text.replace('labels = "label"', 'classes = ["Connective", "Inflammatory"]').replace(
+        '"project"', f'"{folder.as_posix()}/project"'
+    )
+    tiles = tmp_path / "tiles"
+    tiles.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a", "b", "c", "d", "e", "f"):
+        from PIL import Image
+
+        inst = np.zeros((300, 300), np.int32)
+        inst[20:40, 20:40], inst[100:130, 90:110] = 1, 2
+        Image.fromarray(rng.integers(0, 255, (300, 300, 3), dtype=np.uint8)).save(tiles / f"{name}.png")
+        np.savez(tiles / f"{name}.npz", inst=inst, types=np.array([1, 2]))
+    text += '\n[data.tiles]\nformat = "image+map"\npath = "tiles"\nclasses = ["Connective", "Dead"]\n'
+    path = tmp_path / "two.toml"
+    path.write_text(text, encoding="utf-8")
+    made = prepare(read_study(path), tmp_path / "out", RunRecord("test", {}))
+    both, few = PatchFile(made["visual"]), PatchFile(made["fine"])
+    assert "Dead" in both.classes and few.classes == ["Connective", "Inflammatory"]
+    assert {s["entry"] for s in both.sources} > {"a", "f"} and len(both) > len(few)
 
 
 def test_labels_of_cells_that_are_not_there(folder, tmp_path):
