@@ -71,7 +71,7 @@ def main() -> None:
     )  # fmt: skip
     check_import(project, truth, np.load(data / "truth" / "he_instances.npz")["inst"])
     # 250 µm are the 1000 px of a tile; 0.18 of the 27 tiles that hold nuclei are 5
-    resume = ["--resume"] if (run / "settings.json").exists() else []
+    resume = ["--resume"] if (run / "train.toml").exists() else []
     stqp(
         "train", project, "--out", run, "--arch", "lite", "--max-time", arguments.minutes, "--block", 250,
         "--validation", 0.18, "--guard", 0, *resume,
