@@ -19,7 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from stqp.errors import EnvironmentProblem, InputError
-from stqp.patches.store import TRAINING, VALIDATION, PatchFile
+from stqp.patches.store import TEST, TRAINING, VALIDATION, PatchFile
 from stqp.training.callbacks import Average, Course, Progress, Score
 from stqp.training.data import EndlessBatches, TrainingCrops, loader, one_opencv_thread
 from stqp.training.distributed import Place
@@ -55,6 +55,8 @@ class Fitted:
         Of the last phase.
     initial : dict
         What the network began with; empty for nothing.
+    test : dict
+        Scores of the patches that are for testing, and ``patches``, how many were scored; empty without any.
     """
 
     network: nn.Module
@@ -63,6 +65,7 @@ class Fitted:
     gflop: float
     steps_per_epoch: int
     initial: dict[str, Any]
+    test: dict[str, float]
 
 
 def fit(
@@ -142,7 +145,8 @@ def fit(
         if not plan.over(state):
             job.run(network, plan, state, parts)
         parts = {}
-    return Fitted(job.kept(network, state), state, parameters, gflop, plan.steps_per_epoch, initial)
+    kept = job.kept(network, state)
+    return Fitted(kept, state, parameters, gflop, plan.steps_per_epoch, initial, job.test(kept, gflop))
 
 
 class _Job:
@@ -235,6 +239,17 @@ class _Job:
         for parameter in network.parameters():
             parameter.requires_grad_(True)
         return network.cpu().eval()
+
+    def test(self, network: nn.Module, gflop: float) -> dict[str, float]:
+        """Scores of the patches that nothing was learnt from or chosen by; on a CPU, of what takes some minutes."""
+        rows = np.flatnonzero(self.patches.side == TEST)
+        if not len(rows) or not self.place.is_main:
+            return {}
+        rows = chosen_rows(rows, gflop, self.device, 8)
+        logger.info("scoring %d patches that are for testing", len(rows))
+        scores = score_network(network.to(self.device), self.arch, self.patches, rows, self.device)
+        network.cpu()
+        return {**scores, "patches": len(rows)}
 
     def _seed(self, phase: int) -> int:
         return self.settings.run.seed + 7919 * phase

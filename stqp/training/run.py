@@ -208,7 +208,8 @@ def _finish(
         "learning_rate": schedule.lr, "batch_size": schedule.batch_size, "seed": settings.run.seed,
         "selected_by": schedule.select if state.best_file else "last",
         "selected_step": state.best_step if state.best_file else state.steps,
-        "stopped_early": state.stopped_early, "initial": fitted.initial, "settings": settings.to_dict(),
+        "stopped_early": state.stopped_early, "initial": fitted.initial, "test": fitted.test,
+        "settings": settings.to_dict(),
     }  # fmt: skip
     size = {"parameters": fitted.parameters, "gflop": round(fitted.gflop, 2)}
     write_manifest(out, settings.network.arch, patches, size, trained, scores)
@@ -222,4 +223,7 @@ def _finish(
     for name, value in scores.items():
         if value == value:
             record.count(f"validation {name}", round(value, 4))
+    for name, value in fitted.test.items():
+        if value == value:
+            record.count("patches scored for testing" if name == "patches" else f"test {name}", round(value, 4))
     return {"training": trained, "validation": scores, "classes": patches.classes}

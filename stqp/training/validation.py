@@ -55,7 +55,7 @@ def predict_maps(
         }
 
 
-def chosen_rows(rows: NDArray[np.integer], gflop: float, device: str) -> NDArray[np.integer]:
+def chosen_rows(rows: NDArray[np.integer], gflop: float, device: str, times: int = 1) -> NDArray[np.integer]:
     """Choose the patches to score: at most `LARGEST_NUMBER`, and on a CPU only what takes some 20 seconds.
 
     Parameters
@@ -66,8 +66,12 @@ def chosen_rows(rows: NDArray[np.integer], gflop: float, device: str) -> NDArray
         Of one window; a patch is about four.
     device
         Name of the device.
+    times
+        Multiplies both limits.
     """
-    number = LARGEST_NUMBER if device != "cpu" else int(np.clip(2000 / (4 * gflop), 1, LARGEST_NUMBER))
+    number = times * LARGEST_NUMBER
+    if device == "cpu":
+        number = int(np.clip(times * 2000 / (4 * gflop), 1, number))
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), number)).astype(int))]
 
 

@@ -70,3 +70,62 @@ def test_tiatoolbox_networks_load_strictly(hovernet, arch):
     assert type(network) is hovernet
     hovernet(num_types=4, mode=arch).load_state_dict(network.state_dict(), strict=True)
     assert ARCHITECTURES[arch].margin == {"fast": 46, "original": 95}[arch]
+
+
+def step(arch, side, dtype=None):
+    """Gradients of one training step of a network, on a small window."""
+    from stqp.training.losses import HoVerNetLoss
+    from stqp.training.module import HoVerNetModule
+    from stqp.training.settings import LossOptions, Settings
+    from stqp.training.state import Plan, State, phases
+
+    torch.manual_seed(0)
+    network = build_network(arch, CLASSES)
+    initialize(network)
+    schedule = Settings.of(["x"], arch=arch).resolved().schedule
+    plan = Plan(schedule, phases(schedule)[0], 1)
+    module = HoVerNetModule(network, HoVerNetLoss(LossOptions()), plan, State())
+    margin = 16 if arch == "lite" else ARCHITECTURES[arch].margin
+    inner = side - 2 * margin
+    g = torch.Generator().manual_seed(1)
+    batch = {
+        "image": torch.randint(0, 256, (2, 3, side, side), generator=g, dtype=torch.uint8),
+        "np": torch.randint(0, 2, (2, inner, inner), generator=g),
+        "hv": torch.rand(2, 2, inner, inner, generator=g),
+        "tp": torch.randint(0, 4, (2, inner, inner), generator=g),
+        "valid": torch.ones(2, inner, inner),
+        "typed": torch.ones(2, inner, inner),
+    }
+    with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+        loss = module.training_step(batch, 0)
+    loss.backward()
+    assert torch.isfinite(loss)
+    return float(loss.detach()), network
+
+
+@pytest.mark.parametrize(("arch", "side"), [("lite", 128), ("fast", 128), ("original", 270)])
+def test_gradients_flow_to_every_parameter(arch, side):
+    if arch != "lite":
+        pytest.importorskip("tiatoolbox.models.architecture.hovernet")
+    _, network = step(arch, side)
+    without = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not without
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("arch", ["lite", "fast"])
+def test_half_precision_on_a_cpu_does_not_crash_and_learns_the_same(arch, hovernet):
+    half, _ = step(arch, 128, torch.bfloat16)
+    full, _ = step(arch, 128)
+    assert half == pytest.approx(full, rel=0.05)
+
+
+def test_upsampling_gives_the_bits_of_tiatoolbox(hovernet):
+    from tiatoolbox.models.architecture.utils import UpSample2x
+
+    theirs = hovernet(num_types=4, mode="fast")
+    ours = build_network("fast", CLASSES)
+    assert isinstance(ours.upsample2x, UpSample2x) and type(theirs.upsample2x) is UpSample2x  # nothing global changed
+    x = torch.randn(2, 3, 7, 5)
+    assert torch.equal(ours.upsample2x(x), theirs.upsample2x(x))
+    assert [*ours.state_dict()] == [*theirs.state_dict()]

@@ -239,3 +239,12 @@ def test_fast_learns_a_step_and_runs_in_tiatoolbox(project, tmp_path):
         patch, patch_mode=True, ioconfig=IOInstanceSegmentorConfig(**manifest["ioconfig"]), output_type="dict"
     )  # fmt: skip
     assert output["predictions"].shape == (1, 164, 164)
+
+
+def test_no_image_and_no_pixel_size(project, tmp_path, monkeypatch):
+    from stqp.qupath.project import ProjectEntry
+
+    monkeypatch.setattr(ProjectEntry, "image_path", property(lambda self: None))
+    with pytest.raises(InputError, match="is at no path of this machine"):
+        start([project], tmp_path / "run", **QUICK)
+    assert not (tmp_path / "run").exists()
