@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from stqp.training.distributed import any_of
+from stqp.training.distributed import largest
 from stqp.training.interrupts import Interrupted, Interrupts
 from stqp.training.losses import TERMS
 from stqp.training.metrics import Metrics
@@ -153,24 +153,30 @@ class Course(lightning.Callback):
             return
         state.step += 1
         state.steps += 1
-        state.seconds = self._before + time.monotonic() - self._clock
         if self.average is not None:
             self.average.update(module.network)
-        over = self.plan.progress(state) >= 1
-        if self.metrics is not None and (over or state.step % self.plan.steps_per_epoch == 0):
-            self._end_epoch(trainer, module, over)
+        # all processes learn at one rate and end at one step, whatever their clocks and signals say
+        seconds = self._before + time.monotonic() - self._clock
+        state.seconds, stop = largest((seconds, self.interrupts.pending), module.device)
+        pending = stop > 0
+        over = self.plan.over(state)
+        if over or state.step % self.plan.steps_per_epoch == 0:
+            if self.metrics is not None:
+                self._end_epoch(trainer, module, over)
+            (state.stopped_early,) = map(bool, largest((state.stopped_early,), module.device))
+            over = self.plan.over(state)
         if self.progress is not None:
             try:
                 self.progress(self.plan.progress(state), {**self._numbers(module), **state.scores})
             except KeyboardInterrupt:  # here a step is whole
                 self.interrupts.pending = True
-        over, interrupted = any_of((self.plan.over(state), self.interrupts.pending), module.device)
+                pending = trainer.world_size == 1  # of several, all stop after the next step
         if over:
             trainer.should_stop = True
-        due = over or interrupted or time.monotonic() - self._saved > self.save_seconds
+        due = over or pending or time.monotonic() - self._saved > self.save_seconds
         if due and self.keeper is not None:
             self.save(trainer, module)
-        if interrupted and not over:
+        if pending and not over:
             raise Interrupted
 
     def save(self, trainer: lightning.Trainer, module: HoVerNetModule) -> None:

@@ -149,13 +149,14 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def any_of(flags: Sequence[bool], device: torch.device) -> list[bool]:
-    """For each flag, whether any process has it set."""
+def largest(values: Sequence[float], device: torch.device) -> list[float]:
+    """Largest of each value over all processes."""
     import torch
     from torch import distributed
 
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
-        return [*flags]
-    shared = torch.tensor([float(f) for f in flags], device=device)
+        return [float(v) for v in values]
+    shared = torch.tensor([float(v) for v in values], device=device)
     distributed.all_reduce(shared, op=distributed.ReduceOp.MAX)
-    return [bool(v) for v in shared.tolist()]
+    result: list[float] = shared.tolist()
+    return result

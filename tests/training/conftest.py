@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 
 from stqp.importing.xenium import import_xenium
+from stqp.patches.cut import cut_patches
+from stqp.patches.options import CutOptions
+from stqp.record import RunRecord
 from stqp.synthetic import make_sample
+from stqp.training.lite import LiteLayers
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +27,17 @@ def small(tmp_path_factory) -> Path:
     made = make_sample(folder / "sample", seed=5, size=(640, 512))
     import_xenium(made.outs, made.he, made.alignment, folder / "p", labels=made.labels, class_map=made.class_map)
     return folder / "p"
+
+
+@pytest.fixture(scope="session")
+def patches(small, tmp_path_factory) -> Path:
+    """Its patches; read only."""
+    file = tmp_path_factory.mktemp("patches") / "small.h5"
+    cut_patches([small], file, RunRecord("test", {}), CutOptions(block=64.0))
+    return file
+
+
+@pytest.fixture
+def narrow(monkeypatch) -> None:
+    """`lite` with a few channels, where a test is not about what it learns."""
+    monkeypatch.setattr(LiteLayers._build, "__defaults__", ((8, 8, 8, 8), 8))

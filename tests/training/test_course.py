@@ -20,12 +20,13 @@ from stqp.training.lite import LiteLayers
 from stqp.training.losses import HoVerNetLoss
 from stqp.training.manifest import read_manifest
 from stqp.training.metrics import Metrics, read_metrics
-from stqp.training.network import build_network, encoder_layers
+from stqp.training.network import build_network, encoder_layers, initialize
 from stqp.training.run import train
 from stqp.training.saving import CHECKPOINT, read
 from stqp.training.settings import Settings
 
-QUICK = {"arch": "lite", "block": 64.0, "batch_size": 1, "workers": 0, "device": "cpu", "max_steps": 2}
+pytestmark = pytest.mark.usefixtures("narrow")
+QUICK = {"arch": "lite", "batch_size": 1, "workers": 0, "device": "cpu", "max_steps": 2}
 
 
 def start(project, out, **values):
@@ -70,10 +71,10 @@ def scripted(monkeypatch):
     return values, seen
 
 
-def test_the_best_score_chooses_the_weights(small, tmp_path, scripted):
+def test_the_best_score_chooses_the_weights(patches, tmp_path, scripted):
     values, seen = scripted
     values += [0.1, 0.4, 0.2, 0.3]
-    start(small, tmp_path / "run", epochs=4, max_steps=None, batch_size=2, score_every=1)
+    start(patches, tmp_path / "run", epochs=4, max_steps=None, batch_size=2, score_every=1)
     kept = read(tmp_path / "run" / "model.pth")
     assert len(seen) == 4 and all(torch.equal(kept[k], v) for k, v in seen[1].items())
     about = read_manifest(tmp_path / "run")["training"]
@@ -82,36 +83,35 @@ def test_the_best_score_chooses_the_weights(small, tmp_path, scripted):
     assert len([*(tmp_path / "run").glob("best-*.pth")]) == 1
 
 
-def test_another_score_or_none_chooses(small, tmp_path, scripted):
+def test_another_score_or_none_chooses(patches, tmp_path, scripted):
     values, seen = scripted
     values += [0.1, 0.4, 0.1, 0.4, 0.1, 0.4]
     common = {"epochs": 2, "max_steps": None, "batch_size": 4, "score_every": 1}
     for number, (select, best) in enumerate((("f_d", 0), ("last", 1), ("dice", 1))):
         out = tmp_path / select
-        start(small, out, select=select, **common)
+        start(patches, out, select=select, **common)
         kept = read(out / "model.pth")
         assert all(torch.equal(kept[k], v) for k, v in seen[2 * number + best].items()), select
         assert bool([*out.glob("best-*.pth")]) == (select == "f_d")  # a score without a number chooses nothing
 
 
-def test_patience_ends_a_run(small, tmp_path, scripted):
+def test_patience_ends_a_run(patches, tmp_path, scripted):
     values, seen = scripted
     values += [0.3, 0.2, 0.1, 0.9, 0.9]
-    record = start(small, tmp_path / "run", epochs=5, max_steps=None, batch_size=4, score_every=1, patience=2)
+    record = start(patches, tmp_path / "run", epochs=5, max_steps=None, batch_size=4, score_every=1, patience=2)
     about = record.results["training"]
     assert len(seen) == 3 and about["stopped_early"] and about["epochs"] == 3
     assert read_manifest(tmp_path / "run")["validation"]["pq"] == 0.3
 
 
-def test_the_encoder_stays_in_its_phase_and_learns_in_the_next(small, tmp_path):
+def test_the_encoder_stays_in_its_phase_and_learns_in_the_next(patches, tmp_path):
     def begin(out, **values):
-        start(small, out, ema=0.0, select="last", validation=0.0, **values)
-        return build_network("lite", read_manifest(out)["classes"]), read(out / "model.pth")
+        start(patches, out, ema=0.0, select="last", **values)
+        return read_manifest(out)["classes"], read(out / "model.pth")
 
-    first, after = begin(tmp_path / "a", freeze_epochs=5, batch_size=2)
+    classes, after = begin(tmp_path / "a", freeze_epochs=5, batch_size=2)
     torch.manual_seed(0)
-    from stqp.training.network import initialize
-
+    first = build_network("lite", classes)
     initialize(first)
     begun = first.state_dict()
     frozen = {
@@ -126,18 +126,18 @@ def test_the_encoder_stays_in_its_phase_and_learns_in_the_next(small, tmp_path):
         assert [row["phase"] for row in csv.DictReader(file)] == ["0", "1"]
 
 
-def test_freeze_norm_keeps_statistics_and_accumulation_is_one_step(small, tmp_path):
-    start(small, tmp_path / "run", freeze_norm=True, accumulate=2, max_steps=1, validation=0.0)
+def test_freeze_norm_keeps_statistics_and_accumulation_is_one_step(patches, tmp_path):
+    start(patches, tmp_path / "run", freeze_norm=True, accumulate=2, max_steps=1)
     state = read(tmp_path / "run" / "model.pth")
     assert all((v == (1 if k.endswith("var") else 0)).all() for k, v in state.items() if "running" in k)
     assert read(tmp_path / "run" / CHECKPOINT)["state"]["crops"] == 2
 
 
 def test_a_run_begins_with_the_weights_of_another(small, tmp_path):
-    start(small, tmp_path / "old", classes=("Neoplastic", "Inflammatory"), max_steps=1, validation=0.0)
+    start(small, tmp_path / "old", block=64.0, classes=("Neoplastic", "Inflammatory"), max_steps=1, validation=0.0)
     record = start(
         small, tmp_path / "new", init=str(tmp_path / "old"), classes=("Inflammatory", "Connective", "Neoplastic"),
-        max_steps=1, lr=1e-12, ema=0.0, validation=0.0,
+        max_steps=1, lr=1e-12, ema=0.0, validation=0.0, block=64.0,
     )  # fmt: skip
     old, new = read(tmp_path / "old" / "model.pth"), read(tmp_path / "new" / "model.pth")
     assert torch.allclose(old["d3.0.conv2.weight"], new["d3.0.conv2.weight"], atol=1e-9)
@@ -154,7 +154,13 @@ def test_a_run_begins_with_the_weights_of_another(small, tmp_path):
 @pytest.mark.parametrize("classes", [("Neoplastic",), ("Neoplastic", "Plasma", "Dead")])
 def test_one_class_and_absent_classes_are_no_nan(small, tmp_path, classes):
     record = start(
-        small, tmp_path / "run", classes=classes, class_weights="inverse", type_loss="focal", label_smoothing=0.1
+        small,
+        tmp_path / "run",
+        block=64.0,
+        classes=classes,
+        class_weights="inverse",
+        type_loss="focal",
+        label_smoothing=0.1,
     )
     row = read_metrics(tmp_path / "run" / "metrics.csv")[-1]
     assert all(math.isfinite(float(row[k])) for k in ("loss", "tp_ce", "tp_dice"))
@@ -163,11 +169,11 @@ def test_one_class_and_absent_classes_are_no_nan(small, tmp_path, classes):
     assert any("one class" in w for w in record.warnings) == (len(classes) == 1)
 
 
-def test_a_full_memory_says_which_batch_fits(small, tmp_path, monkeypatch):
+def test_a_full_memory_says_which_batch_fits(patches, tmp_path, monkeypatch):
     real = LiteLayers.features
 
     def features(self, images, limit=3):
-        if len(images) > limit:
+        if self.training and len(images) > limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(self, images)
 
@@ -175,16 +181,16 @@ def test_a_full_memory_says_which_batch_fits(small, tmp_path, monkeypatch):
     with pytest.raises(
         EnvironmentProblem, match="batches of 8 crops; 2 would fit: use --batch-size 2, with --accumulate 4"
     ):
-        start(small, tmp_path / "run", batch_size=8)
+        start(patches, tmp_path / "run", batch_size=8)
     # nothing was learnt, so the same folder takes other settings
-    settings = Settings.of([small], **{**QUICK, "batch_size": 2, "accumulate": 4, "max_steps": 1})
+    settings = Settings.of([patches], **{**QUICK, "batch_size": 2, "accumulate": 4, "max_steps": 1})
     train(settings, tmp_path / "run", resume=True)
     monkeypatch.setattr(LiteLayers, "features", lambda self, images: features(self, images, 0))
     with pytest.raises(EnvironmentProblem, match="even with one crop"):
-        start(small, tmp_path / "other", batch_size=2)
+        start(patches, tmp_path / "other", batch_size=2)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(small, tmp_path, monkeypatch):
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(patches, tmp_path, monkeypatch):
     real, calls = HoVerNetLoss.sums, []
 
     def sums(self, output, target):
@@ -200,14 +206,14 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(small, t
     with pytest.raises(
         InputError, match=r"hv_mse is no finite number at step 3; try a lower --lr than 0\.002"
     ) as error:
-        start(small, tmp_path / "run", max_steps=5, save_minutes=1e-4)
+        start(patches, tmp_path / "run", max_steps=5, save_minutes=1e-4)
     assert str(tmp_path / "run") in str(error.value)
     content = read(tmp_path / "run" / CHECKPOINT)
     assert content["state"]["steps"] == 2 and all(torch.isfinite(v).all() for v in content["state_dict"].values())
 
 
-def test_half_precision(small, tmp_path):
-    start(small, tmp_path / "run", precision="bf16", max_steps=1, validation=0.0)
+def test_half_precision(patches, tmp_path):
+    start(patches, tmp_path / "run", precision="bf16", max_steps=1)
     assert read(tmp_path / "run" / "model.pth")["stem.conv.weight"].dtype == torch.float32
     with pytest.raises(EnvironmentProblem, match="--precision bf16"):
         precision("16", "cpu")
@@ -262,17 +268,16 @@ def test_no_projects(tmp_path):
 def test_a_file_of_patches_in_place_of_projects(small, tmp_path):
     file = tmp_path / "some.h5"
     cut_patches([small], file, RunRecord("test", {}), CutOptions(block=64.0))
-    quick = {k: v for k, v in QUICK.items() if k != "block"}
-    train(Settings.of([file], **{**quick, "max_steps": 1}), tmp_path / "run")
+    train(Settings.of([file], **{**QUICK, "max_steps": 1}), tmp_path / "run")
     assert not (tmp_path / "run" / "patches.h5").exists()
     assert read_manifest(tmp_path / "run")["split"]["validation"]
-    assert train(Settings.of([file], **quick), tmp_path / "run", resume=True).results["training"]["steps"] == 2
+    assert train(Settings.of([file], **QUICK), tmp_path / "run", resume=True).results["training"]["steps"] == 2
     with pytest.raises(UsageError, match="split already"):
-        train(Settings.of([file], **QUICK), tmp_path / "b")
+        train(Settings.of([file], block=64.0, **QUICK), tmp_path / "b")
     with pytest.raises(UsageError, match="one file of patches"):
-        train(Settings.of([file, small], **quick), tmp_path / "b")
+        train(Settings.of([file, small], **QUICK), tmp_path / "b")
     with pytest.raises(InputError, match=r"none\.h5 does not exist"):
-        train(Settings.of([tmp_path / "none.h5"], **quick), tmp_path / "b")
+        train(Settings.of([tmp_path / "none.h5"], **QUICK), tmp_path / "b")
     cut_patches([small], file, RunRecord("test", {}), CutOptions(block=80.0))
     with pytest.raises(InputError, match="not the file of patches"):
-        train(Settings.of([file], **{**quick, "max_steps": 3}), tmp_path / "run", resume=True)
+        train(Settings.of([file], **{**QUICK, "max_steps": 3}), tmp_path / "run", resume=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stqp.errors import EnvironmentProblem, UsageError
-from stqp.training.distributed import Place, any_of, find_place, prepared_by_main, sum_over_processes
+from stqp.training.distributed import Place, find_place, largest, prepared_by_main, sum_over_processes
 from stqp.training.losses import TERMS
 from stqp.training.manifest import read_manifest
 from stqp.training.run import train
@@ -21,7 +21,7 @@ from stqp.training.settings import Settings
 # BatchNorm keeps its statistics, since those of a half batch are others than those of the whole; all else is exact:
 # the losses are formulas of sums over all processes, and the crops of a step are the same however they are shared out
 VALUES = {
-    "arch": "lite", "block": 64.0, "max_steps": 4, "workers": 0, "device": "cpu", "freeze_norm": True, "lr": 1e-4,
+    "arch": "lite", "max_steps": 4, "workers": 0, "device": "cpu", "freeze_norm": True, "lr": 1e-4,
     "select": "last", "warm_up": 0.0, "seed": 1,
 }  # fmt: skip
 
@@ -48,10 +48,10 @@ def losses(out):
         return np.array([[float(row[name]) for name in ("loss", *TERMS)] for row in csv.DictReader(file)])
 
 
-def test_two_processes_lose_what_one_with_the_doubled_batch_does(small, tmp_path):
+def test_two_processes_lose_what_one_with_the_doubled_batch_does(patches, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    train(Settings.of([small], batch_size=2, **VALUES), one)
-    result = launch(["train", str(small), "--out", str(two), "--batch-size", "1", *flags(VALUES), "--json"])
+    train(Settings.of([patches], batch_size=2, **VALUES), one)
+    result = launch(["train", str(patches), "--out", str(two), "--batch-size", "1", *flags(VALUES), "--json"])
     assert result.returncode == 0, result.stderr
     assert result.stdout.count('"command": "train"') == 1  # the first process alone speaks
     assert len(losses(one)) >= 2
@@ -79,8 +79,8 @@ def worker(rank, port, folder):
     loss.backward()
     gradient = weight.grad.clone()
     torch.distributed.all_reduce(gradient)
-    flags = any_of([rank == 1, False], torch.device("cpu"))
-    torch.save({"loss": loss.detach(), "gradient": gradient / 2, "flags": flags}, folder / f"{rank}.pth")
+    most = largest([rank == 1, 3.5 - rank], torch.device("cpu"))
+    torch.save({"loss": loss.detach(), "gradient": gradient / 2, "most": most}, folder / f"{rank}.pth")
     torch.distributed.destroy_process_group()
 
 
@@ -95,9 +95,9 @@ def test_sums_and_flags_over_processes(tmp_path):
     for rank in (0, 1):
         found = torch.load(tmp_path / f"{rank}.pth", weights_only=True)
         assert torch.equal(found["loss"], loss.detach()) and torch.allclose(found["gradient"], weight.grad)
-        assert found["flags"] == [True, False]
+        assert found["most"] == [1.0, 3.5]
     alone = torch.ones(2)
-    assert sum_over_processes(alone) is alone and any_of([True, False], alone.device) == [True, False]
+    assert sum_over_processes(alone) is alone and largest([True, 2.5], alone.device) == [1.0, 2.5]
 
 
 TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "GROUP_RANK": "1", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}

@@ -16,16 +16,18 @@ from stqp.training.run import train
 from stqp.training.saving import CHECKPOINT, read
 from stqp.training.settings import Settings
 
-STEPS = 10
+STEPS = 30
 # two phases, accumulation, an average, scorings and patience: all that has a memory
 VALUES = {
-    "arch": "lite", "block": 64.0, "batch_size": 1, "accumulate": 2, "freeze_epochs": 1, "freeze_batch_size": 2,
+    "arch": "lite", "batch_size": 1, "accumulate": 2, "freeze_epochs": 1, "freeze_batch_size": 2,
     "max_steps": STEPS, "workers": 0, "device": "cpu", "ema": 0.9, "score_every": 1, "patience": 50, "seed": 3,
 }  # fmt: skip
 RUN = """
 import sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
+from stqp.training.lite import LiteLayers
+LiteLayers._build.__defaults__ = ((16, 16, 16, 16), 16)
 from stqp_cli.main import main
 sys.argv = ["stqp", *sys.argv[1:]]
 main()
@@ -37,10 +39,10 @@ def start(project, out, **changes):
 
 
 @pytest.fixture(scope="module")
-def whole(small, tmp_path_factory):
+def whole(patches, tmp_path_factory):
     """The run that nobody interrupts, in a process like the others."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    process = launch([str(small), "--out", str(out), *flags()])
+    process = launch([str(patches), "--out", str(out), *flags()])
     assert process.wait() == 0
     return out
 
@@ -49,7 +51,7 @@ def flags():
     result = []
     for name, value in VALUES.items():
         result += [f"--{name.replace('_', '-')}", str(value)]
-    return [*result, "--save-minutes", "0.02"]
+    return [*result, "--save-minutes", "0.002"]
 
 
 def launch(arguments):
@@ -82,9 +84,9 @@ def equal_runs(one, other):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a process of Windows gets no Ctrl-C of its own, and no SIGKILL")
-def test_interrupted_and_killed_at_random_moments(small, whole, tmp_path):
+def test_interrupted_and_killed_at_random_moments(patches, whole, tmp_path):
     out, rng = tmp_path / "run", np.random.default_rng(0)
-    arguments = [str(small), "--out", str(out), *flags()]
+    arguments, stopped = [str(patches), "--out", str(out), *flags()], []
     for number in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL, None):
         process = launch(arguments)
         began = steps(out)
@@ -98,7 +100,9 @@ def test_interrupted_and_killed_at_random_moments(small, whole, tmp_path):
             assert process.returncode == 130 and "--resume" in errors
         else:
             assert process.returncode in ({0, -signal.SIGKILL} if number else {0}), errors
+        stopped.append(process.returncode)
         arguments = ["--resume", "--out", str(out)]
+    assert len([code for code in stopped if code]) >= 2
     equal_runs(whole, out)
 
 
@@ -110,14 +114,15 @@ def steps(out):
         return -1
 
 
-def test_a_full_disk_keeps_the_last_good_checkpoint(small, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("narrow")
+def test_a_full_disk_keeps_the_last_good_checkpoint(patches, tmp_path, monkeypatch):
     from stqp import hdf5
 
     out, real = tmp_path / "run", hdf5.CarefulFile.write
     full = []
 
     def write(self, data):
-        if full and self._file.tell() > 1_000_000:
+        if full and self._file.tell() > 50_000:
             self._error = self._error or OSError(28, "No space left on device")
             return memoryview(data).nbytes
         return real(self, data)
@@ -127,7 +132,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(small, tmp_path, monkeypatch
             full.append(True)
 
     monkeypatch.setattr(hdf5.CarefulFile, "write", write)
-    settings = Settings.of([small], **{**VALUES, "max_steps": 4, "freeze_epochs": 0, "save_minutes": 1e-4})
+    settings = Settings.of([patches], **{**VALUES, "max_steps": 4, "freeze_epochs": 0, "save_minutes": 1e-4})
     with pytest.raises(EnvironmentProblem, match=r"disk is full; the last checkpoint of step 1 stays.*--resume"):
         train(settings, out, progress=progress)
     assert steps(out) == 1 and not [*out.glob(".*.part")] and not (out / "model.pth").exists()
@@ -136,9 +141,10 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(small, tmp_path, monkeypatch
     assert train(settings, out, resume=True).results["training"]["steps"] == 4
 
 
-def test_a_checkpoint_that_is_broken_or_brings_code(small, tmp_path):
+@pytest.mark.usefixtures("narrow")
+def test_a_checkpoint_that_is_broken_or_brings_code(patches, tmp_path):
     out = tmp_path / "run"
-    start(small, out, max_steps=1, freeze_epochs=0)
+    start(patches, out, max_steps=1, freeze_epochs=0)
     good = (out / CHECKPOINT).read_bytes()
 
     class Evil:
