@@ -2,9 +2,9 @@
 
 The terms and ranges follow HoVer-Net's recipe (scale 0.8-1.2, any rotation, shear 5 degrees, flips; one of
 blur, median or noise); colour is varied where it varies in a laboratory, in the amounts of haematoxylin and
-eosin (Tellez et al. 2018). OpenCV does the work: albumentations is no longer maintained and its successor is
-under another licence, kornia and torchvision take several times as long for a crop on a CPU, and none of them
-knows a map of instances that mirrors differently from its image, or a stain.
+eosin (Tellez et al. 2018). OpenCV does the work: torchvision's transforms take some ten times as long for the same
+warp and blur on a core, kornia warps by the same routine as torchvision, albumentations is no longer maintained
+and its successor is under another licence; and none knows maps that must not mirror with their image.
 """
 
 from __future__ import annotations

@@ -242,7 +242,7 @@ class _Job:
 
     def test(self, network: nn.Module, gflop: float) -> dict[str, float]:
         """Scores of the patches that nothing was learnt from or chosen by; on a CPU, of what takes some minutes."""
-        rows = np.flatnonzero(self.patches.side == TEST)
+        rows: Any = np.flatnonzero(self.patches.side == TEST)
         if not len(rows) or not self.place.is_main:
             return {}
         rows = chosen_rows(rows, gflop, self.device, 8)

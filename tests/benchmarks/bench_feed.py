@@ -104,7 +104,7 @@ def main():
         nuclei = np.mean([len(np.unique(patches.read(int(r))["instances"])) - 1 for r in rows])
         print(f"{len(patches)} patches of {patches.size} px with {nuclei:.0f} nuclei each, {arguments.workers} workers")
         ours, cpu = feed(TrainingCrops(patches, rows, 256, margin, 0), arguments.workers, arguments.number)
-        print(f"stqp: {ours:.1f} crops of 256 px a second, {cpu:.1f} ms CPU a crop (limit 25 a second)")
+        print(f"stqp: {ours:.1f} crops of 256 px a second, {cpu:.1f} ms CPU a crop (aim: 25 a second)")
         peer, peer_cpu = feed(PeerCrops(patches, rows, 256, margin, 0), arguments.workers, arguments.number)
         print(f"targets nucleus by nucleus: {peer:.1f} a second, {peer_cpu:.1f} ms CPU a crop")
         print(f"stqp / nucleus by nucleus: {ours / peer:.1f} times the crops, {peer_cpu / cpu:.1f} times less CPU")
