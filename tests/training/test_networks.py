@@ -73,7 +73,7 @@ def test_tiatoolbox_networks_load_strictly(hovernet, arch):
 
 
 def step(arch, side, dtype=None):
-    """Gradients of one training step of a network, on a small window."""
+    """One training step of a network, on a small window."""
     from stqp.training.losses import HoVerNetLoss
     from stqp.training.module import HoVerNetModule
     from stqp.training.settings import LossOptions, Settings
@@ -89,12 +89,12 @@ def step(arch, side, dtype=None):
     inner = side - 2 * margin
     g = torch.Generator().manual_seed(1)
     batch = {
-        "image": torch.randint(0, 256, (2, 3, side, side), generator=g, dtype=torch.uint8),
-        "np": torch.randint(0, 2, (2, inner, inner), generator=g),
-        "hv": torch.rand(2, 2, inner, inner, generator=g),
-        "tp": torch.randint(0, 4, (2, inner, inner), generator=g),
-        "valid": torch.ones(2, inner, inner),
-        "typed": torch.ones(2, inner, inner),
+        "image": torch.randint(0, 256, (1, 3, side, side), generator=g, dtype=torch.uint8),
+        "np": torch.randint(0, 2, (1, inner, inner), generator=g),
+        "hv": torch.rand(1, 2, inner, inner, generator=g),
+        "tp": torch.randint(0, 4, (1, inner, inner), generator=g),
+        "valid": torch.ones(1, inner, inner),
+        "typed": torch.ones(1, inner, inner),
     }
     with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
         loss = module.training_step(batch, 0)
@@ -103,7 +103,7 @@ def step(arch, side, dtype=None):
     return float(loss.detach()), network
 
 
-@pytest.mark.parametrize(("arch", "side"), [("lite", 128), ("fast", 128), ("original", 270)])
+@pytest.mark.parametrize(("arch", "side"), [("lite", 128), ("fast", 96), ("original", 270)])
 def test_gradients_flow_to_every_parameter(arch, side):
     if arch != "lite":
         pytest.importorskip("tiatoolbox.models.architecture.hovernet")
@@ -113,11 +113,21 @@ def test_gradients_flow_to_every_parameter(arch, side):
     assert all(torch.isfinite(p.grad).all() for p in network.parameters())
 
 
-@pytest.mark.parametrize("arch", ["lite", "fast"])
-def test_half_precision_on_a_cpu_does_not_crash_and_learns_the_same(arch, hovernet):
-    half, _ = step(arch, 128, torch.bfloat16)
-    full, _ = step(arch, 128)
+def test_half_precision_on_a_cpu_does_not_crash_and_learns_the_same():
+    half, network = step("lite", 128, torch.bfloat16)
+    full, _ = step("lite", 128)
     assert half == pytest.approx(full, rel=0.05)
+    assert all(p.dtype == torch.float32 and torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+def test_fast_in_half_precision_on_a_cpu(hovernet):
+    network = build_network("fast", CLASSES).eval()
+    images = torch.randint(0, 256, (1, 3, 96, 96)).float()
+    with torch.no_grad():
+        full = network(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = network(images)  # TIAToolbox's own layer raises here
+    assert all(torch.allclose(half[k].float(), full[k], atol=0.05 * float(full[k].abs().max())) for k in full)
 
 
 def test_upsampling_gives_the_bits_of_tiatoolbox(hovernet):
