@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 _READY = "stqp/prepared"
-_PATIENCE = datetime.timedelta(days=7)
+_PATIENCE, _MOMENT = datetime.timedelta(days=7), datetime.timedelta(seconds=60)
 
 
 @dataclass(frozen=True)
@@ -95,15 +95,19 @@ def prepared_by_main(place: Place) -> Iterator[None]:
         return
     store = _store(place)
     if place.is_main:
+        result = "failed"
         try:
             yield
-        except BaseException:
-            store.set(_READY, "failed")
-            raise
-        store.set(_READY, "done")
+            result = "done"
+        finally:
+            store.set(_READY, result)
+            with contextlib.suppress(RuntimeError):  # of one that died meanwhile, the launcher knows
+                store.wait([f"{_READY}/{rank}" for rank in range(1, place.world)], _MOMENT)  # the store ends with us
         return
     store.wait([_READY], _PATIENCE)
-    if store.get(_READY) != b"done":
+    result = store.get(_READY).decode()
+    store.set(f"{_READY}/{place.rank}", "seen")
+    if result != "done":
         raise EnvironmentProblem("the first process could not prepare the run; see what it says")
     yield
 
