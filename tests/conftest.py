@@ -1,11 +1,16 @@
 """Shared fixtures."""
 
+import signal
 from pathlib import Path
 
 import pytest
 from support import real_folder
 
 from stqp.synthetic import SyntheticSample, make_sample
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell gives its background jobs no Ctrl-C, and their children would not have it either
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

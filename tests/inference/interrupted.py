@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from perfect_maps import ColourNetwork
 
 OPTIONS = {"mpp": 0.25, "tissue": False, "tile": 256, "batch_size": 2}
+BEGUN = 4  # batches, after which the first is kept also on a machine that has much else to do
 
 
 class SlowNetwork(ColourNetwork):
@@ -17,9 +18,12 @@ class SlowNetwork(ColourNetwork):
 
     def __init__(self, pause):
         super().__init__()
-        self.pause = pause
+        self.pause, self.batches = pause, 0
 
     def predict(self, batch):
+        self.batches += 1
+        if self.batches == BEGUN:
+            print("begun", flush=True)
         time.sleep(self.pause)
         return super().predict(batch)
 
@@ -30,7 +34,6 @@ def main():
 
     slide, folder, result, pause = sys.argv[1:]
     network = SlowNetwork(float(pause))
-    print("ready", flush=True)
     with open_slide(slide) as opened:
         found = predict_slide(opened, network, folder=Path(folder), **OPTIONS)
     temporary = Path(result).with_suffix(".part.npz")

@@ -148,11 +148,11 @@ def test_broken_maps_are_predicted_again(slide, expected, tmp_path):
 def test_killed_at_random_moments(slide, expected, tmp_path, seed):
     random.seed(seed)
     result, script = tmp_path / "result.npz", Path(__file__).with_name("interrupted.py")
-    command = [sys.executable, str(script), str(slide), str(tmp_path / "u"), str(result), "0.05"]
+    command = [sys.executable, str(script), str(slide), str(tmp_path / "u"), str(result), "0.3"]
     for _ in range(3):
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-            assert process.stdout.readline().strip() == b"ready"
-            time.sleep(random.uniform(0.1, 1.5))
+            assert process.stdout.readline().strip() == b"begun"
+            time.sleep(random.uniform(0.05, 0.6))
             process.kill()
     command[-1] = "0"
     subprocess.run(command, check=True)
