@@ -128,8 +128,8 @@ class _Bar:
             style: dict[str, Any] = {"file": sys.stderr, "disable": None, "leave": False, "bar_format": layout}
             self._bar = tqdm(total=1.0, initial=fraction, desc="Training", dynamic_ncols=True, **style)
         parts = {name: sum(v for k, v in numbers.items() if k.startswith(f"{name}_")) for name in ("np", "hv", "tp")}
-        shown = [f"step {numbers['step']:.0f}", f"loss {numbers['loss']:.2f}"]
-        shown.append("(" + " ".join(f"{k} {v:.2f}" for k, v in parts.items()) + ")")
+        loss = f"loss {numbers['loss']:.2f} (" + " ".join(f"{k} {v:.2f}" for k, v in parts.items()) + ")"
+        shown = [f"step {numbers['step']:.0f}", loss]
         shown += [f"{label} {numbers[k]:.3f}" for k, label in (("pq", "PQ"), ("f_d", "F_d")) if k in numbers]
         crops, seconds = (numbers[k] - b for k, b in zip(("crops", "seconds"), self._began, strict=True))
         if seconds > 0:

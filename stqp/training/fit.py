@@ -221,7 +221,8 @@ class _Job:
                 raise InputError(f"{error}; what was saved before stays in {self.out}") from error
             except (RuntimeError, MemoryError) as error:
                 if is_out_of_memory(error):
-                    problem = explain(module, crops, plan.phase.batch_size, schedule.accumulate, self.device)
+                    begun, first = (self.out / CHECKPOINT).is_file(), bool(schedule.freeze_epochs and not state.phase)
+                    problem = explain(module, crops, schedule.accumulate, self.device, first=first, begun=begun)
                     raise EnvironmentProblem(problem) from error
                 raise
             finally:

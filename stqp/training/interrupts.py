@@ -33,8 +33,8 @@ class Interrupts:
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGINT, signal.SIGTERM):
-            old = signal.signal(number, self._note)
-            self._before.setdefault(number, old)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # a shell's background jobs shall not hear Ctrl-C
+                self._before.setdefault(number, signal.signal(number, self._note))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.pending and number == signal.SIGINT:

@@ -50,14 +50,28 @@ def fitting_batch(module: HoVerNetModule, crops: TrainingCrops, batch_size: int,
     return 0
 
 
-def explain(module: HoVerNetModule, crops: TrainingCrops, batch_size: int, accumulate: int, device: str) -> str:
-    """One sentence on a full memory, with the batch size that fits."""
+def explain(
+    module: HoVerNetModule, crops: TrainingCrops, accumulate: int, device: str, *, first: bool, begun: bool
+) -> str:
+    """One sentence on a full memory, with the batch size that fits.
+
+    Parameters
+    ----------
+    module, crops, device
+        What did not fit, and where.
+    accumulate
+        Batches that make a step.
+    first
+        Whether it was the phase with the encoder frozen, whose batches are set on their own.
+    begun
+        Whether the run has a checkpoint, so that it goes on with no other batch size.
+    """
+    batch_size = module.plan.phase.batch_size
     size = fitting_batch(module, crops, batch_size, device)
     where = "the machine's memory" if device == "cpu" else f"the memory of {device}"
     if not size:
         return f"{where} is too small for a step of the network, even with one crop; use --arch lite, or another device"
-    same = accumulate * -(-batch_size // size)
-    return (
-        f"{where} is too small for batches of {batch_size} crops; {size} would fit: use --batch-size {size}, with "
-        f"--accumulate {same} for as many crops a step, and --resume if the run was begun with it"
-    )
+    flag = "--freeze-batch-size" if first else "--batch-size"
+    same = f"{flag} {size} --accumulate {accumulate * -(-batch_size // size)}"
+    how = f"--resume as it is when the device is free, or start a new run with {same}" if begun else f"--resume {same}"
+    return f"{where} is too small for batches of {batch_size} crops, {size} would fit: go on with {how}"

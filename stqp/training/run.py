@@ -79,6 +79,8 @@ def train(
     from stqp.training.distributed import find_place, prepared_by_main
 
     place = find_place(settings.run.devices, settings.run.nodes)
+    if not place.is_main:
+        logging.getLogger("stqp").setLevel(logging.ERROR)  # the first process speaks for all
     device = pick_device(settings.run.device)
     record = RunRecord("train", {**settings.to_dict(), "out": out, "resume": resume})
     lock = None

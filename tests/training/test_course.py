@@ -178,13 +178,19 @@ def test_a_full_memory_says_which_batch_fits(patches, tmp_path, monkeypatch):
         return real(self, images)
 
     monkeypatch.setattr(LiteLayers, "features", features)
-    with pytest.raises(
-        EnvironmentProblem, match="batches of 8 crops; 2 would fit: use --batch-size 2, with --accumulate 4"
+    for folder, values, flag in (
+        ("run", {"batch_size": 8}, "--batch-size"),
+        ("frozen", {"batch_size": 1, "freeze_epochs": 1, "freeze_batch_size": 8}, "--freeze-batch-size"),
     ):
-        start(patches, tmp_path / "run", batch_size=8)
+        message = f"batches of 8 crops, 2 would fit: go on with --resume {flag} 2 --accumulate 4"
+        with pytest.raises(EnvironmentProblem, match=message):
+            start(patches, tmp_path / folder, **values)
     # nothing was learnt, so the same folder takes other settings
     settings = Settings.of([patches], **{**QUICK, "batch_size": 2, "accumulate": 4, "max_steps": 1})
     train(settings, tmp_path / "run", resume=True)
+    monkeypatch.setattr(LiteLayers, "features", lambda self, images: features(self, images, 1))
+    with pytest.raises(EnvironmentProblem, match=r"1 would fit: go on with --resume as it is .* --batch-size 1"):
+        train(Settings.of([patches], **{**QUICK, "batch_size": 2, "accumulate": 4}), tmp_path / "run", resume=True)
     monkeypatch.setattr(LiteLayers, "features", lambda self, images: features(self, images, 0))
     with pytest.raises(EnvironmentProblem, match="even with one crop"):
         start(patches, tmp_path / "other", batch_size=2)

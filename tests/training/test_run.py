@@ -227,7 +227,7 @@ def test_fast_learns_a_step_and_runs_in_tiatoolbox(project, tmp_path):
 
     folder = tmp_path / "fast"
     start(
-        [project], folder, arch="fast", max_steps=2, batch_size=1, validation=0.0, block=64.0, workers=0, device="cpu"
+        [project], folder, arch="fast", max_steps=1, batch_size=1, validation=0.0, block=64.0, workers=0, device="cpu"
     )
     manifest = read_manifest(folder)
     names = {int(k): v for k, v in manifest["nuc_type_dict"].items()}
