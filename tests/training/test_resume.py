@@ -16,7 +16,7 @@ from stqp.training.run import train
 from stqp.training.saving import CHECKPOINT, read
 from stqp.training.settings import Settings
 
-STEPS = 30
+STEPS = 40
 # two phases, accumulation, an average, scorings and patience: all that has a memory
 VALUES = {
     "arch": "lite", "batch_size": 1, "accumulate": 2, "freeze_epochs": 1, "freeze_batch_size": 2,
@@ -93,7 +93,7 @@ def test_interrupted_and_killed_at_random_moments(patches, whole, tmp_path):
         while number is not None and process.poll() is None and steps(out) <= began:
             time.sleep(0.02)  # until a step was saved; then stop at a random moment of those that follow
         if number is not None:
-            time.sleep(float(rng.uniform(0, 0.7)))
+            time.sleep(float(rng.uniform(0, 0.15)))
             process.send_signal(number)
         _, errors = process.communicate(timeout=600)
         if number == signal.SIGINT and process.returncode:
