@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from stqp.training.distributed import Place
 from stqp.training.interrupts import Interrupted, Interrupts
 from stqp.training.lite import RIM
 from stqp.training.losses import HoVerNetLoss, inverse_frequency
+from stqp.training.machine import default_workers, precision
 from stqp.training.memory import explain, is_out_of_memory
 from stqp.training.metrics import Metrics
 from stqp.training.module import HoVerNetModule
@@ -294,27 +293,3 @@ def kept_weights(parts: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         state: dict[str, torch.Tensor] = parts["state_dict"]
         return state
     return {k.removeprefix("module."): v for k, v in average.items() if k.startswith("module.")}
-
-
-def precision(asked: str, device: str) -> Any:
-    """Lightning's name of a precision.
-
-    Raises
-    ------
-    EnvironmentProblem
-        When the device cannot do it.
-    """
-    if asked == "auto":
-        asked = "32"
-        if device == "cuda":
-            asked = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "16"
-    if asked == "16" and device == "cpu":
-        raise EnvironmentProblem("a CPU does not train in 16 bits; use --precision bf16 or 32")
-    return {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}[asked]
-
-
-def default_workers(devices: int = 1) -> int:
-    """Processes that prepare crops for each of some devices of this machine."""
-    if sys.platform != "linux":
-        return 0  # processes start slowly where they do not fork, and a crop takes 20 ms
-    return max(1, min(8, ((os.cpu_count() or 2) - 1) // devices))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from stqp import files
-from stqp.errors import EnvironmentProblem
 from stqp.training.losses import TERMS
 from stqp.training.validation import SCORES
 
@@ -29,11 +28,6 @@ class Metrics:
         Step at which the run goes on; later rows, which a killed process wrote after its last save, are dropped.
     tensorboard
         Whether to write TensorBoard's event files into ``tensorboard``.
-
-    Raises
-    ------
-    EnvironmentProblem
-        When TensorBoard is asked for and not installed.
     """
 
     def __init__(self, out: Path, step: int = 0, tensorboard: bool = False):
@@ -86,12 +80,6 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
 def _event_writer(folder: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        try:
-            from tensorboardX import SummaryWriter  # type: ignore[import-not-found, no-redef, unused-ignore]
-        except ImportError as error:
-            raise EnvironmentProblem(
-                "--tensorboard needs the package tensorboard: pip install tensorboard, or go without it; "
-                f"{METRICS} has the same numbers"
-            ) from error
+    except ImportError:  # its smaller sister writes the same files
+        from tensorboardX import SummaryWriter  # type: ignore[import-not-found, no-redef, unused-ignore]
     return SummaryWriter(str(folder), purge_step=step + 1 if step else None)

@@ -77,11 +77,13 @@ def train(
     given_patches(settings)
     from stqp.devices import pick_device
     from stqp.training.distributed import find_place, prepared_by_main
+    from stqp.training.machine import check_machine
 
     place = find_place(settings.run.devices, settings.run.nodes)
     if not place.is_main:
         logging.getLogger("stqp").setLevel(logging.ERROR)  # the first process speaks for all
     device = pick_device(settings.run.device)
+    check_machine(settings.run, place, device)
     record = RunRecord("train", {**settings.to_dict(), "out": out, "resume": resume})
     lock = None
     new = not out.exists()

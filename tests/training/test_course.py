@@ -1,6 +1,7 @@
 """The course of a run: averages, scores that choose, patience, frozen layers, and what goes wrong on the way."""
 
 import csv
+import importlib.util
 import logging
 import math
 import sys
@@ -15,9 +16,10 @@ from stqp.patches.cut import cut_patches
 from stqp.patches.options import CutOptions
 from stqp.record import RunRecord
 from stqp.training.callbacks import Average
-from stqp.training.fit import default_workers, precision
+from stqp.training.distributed import Place
 from stqp.training.lite import LiteLayers
 from stqp.training.losses import HoVerNetLoss
+from stqp.training.machine import check_machine, default_workers, precision
 from stqp.training.manifest import read_manifest
 from stqp.training.metrics import Metrics, read_metrics
 from stqp.training.network import build_network, encoder_layers, initialize
@@ -237,11 +239,23 @@ def test_metrics_drop_rows_that_were_written_after_the_last_save(tmp_path):
     assert [(row["step"], row["loss"]) for row in rows] == [("5", "0.2"), ("10", "0.1"), ("15", "0.25")]
 
 
-def test_tensorboard_where_it_is_and_where_it_is_not(tmp_path, monkeypatch, caplog):
-    for name in ("torch.utils.tensorboard", "tensorboardX"):
-        monkeypatch.setitem(sys.modules, name, None)
+def test_what_the_machine_lacks_is_said_before_anything_is_cut(patches, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EnvironmentProblem, match="pip install tensorboard"):
-        Metrics(tmp_path, tensorboard=True)
+        start(patches, tmp_path / "run", tensorboard=True)
+    with pytest.raises(EnvironmentProblem, match="--precision bf16"):
+        start(patches, tmp_path / "run", precision="16")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    options = Settings.of(["x"], precision="32").run
+    with pytest.raises(EnvironmentProblem, match="--devices 4 was asked for, but this machine has 2 of cuda"):
+        check_machine(options, Place(0, 4, 1, "self"), "cuda")
+    check_machine(options, Place(0, 2, 1, "self"), "cuda")
+    check_machine(options, Place(0, 4, 1, "self"), "cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     written = []
 
     class Writer:
