@@ -82,7 +82,8 @@ def test_the_old_file_format_of_torch(typed, tmp_path):
 
 def test_counters_that_old_versions_of_torch_lacked(typed, tmp_path):
     torch.save({k: v for k, v in typed.items() if not k.endswith("num_batches_tracked")}, tmp_path / "w.pth")
-    load_network(read_checkpoint(tmp_path / "w.pth"))
+    loaded = load_network(read_checkpoint(tmp_path / "w.pth")).state_dict()
+    assert {*loaded} == {*typed} and all(torch.equal(loaded[k], v) for k, v in typed.items() if v.ndim)
 
 
 def test_a_network_that_does_not_type(tmp_path):
