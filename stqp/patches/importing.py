@@ -187,6 +187,7 @@ def _source(
         classes,
         np.full(len(types), FULL, np.uint8),
         centres,
+        np.ones(len(types), bool),
         {"project": str(folder.resolve()), "image": str(item.path)},
         complete=True,
     )

@@ -19,13 +19,14 @@ from stqp.patches.nuclei import read_nuclei
 from stqp.patches.options import CutOptions, matches
 from stqp.patches.quality import Judged, judge
 from stqp.patches.store import FORMAT, UNKNOWN_TYPE
+from stqp.polygons import Polygons
 from stqp.qupath.project import ProjectEntry, QuPathProject
 from stqp.record import RunRecord
 from stqp.slides import open_slide
 from stqp.taxonomy import ordered
 
 _CHUNK = 256 * 1024
-_VERSION = 1  # of what is cut from the same input; raised when that changes
+_VERSION = 2  # of what is cut from the same input; raised when that changes
 
 
 @dataclass
@@ -50,6 +51,8 @@ class Source:
     weight : uint8 (n,)
     centres : float64 (n, 2)
         Full-resolution px.
+    counted : bool (n,)
+        Nuclei whose centre is in the area that is used: of the ST run, and within what a person drew.
     place : dict
         Where it comes from, for the manifest.
     complete : bool
@@ -66,6 +69,7 @@ class Source:
     classes: NDArray[np.object_]
     weight: NDArray[np.uint8]
     centres: NDArray[np.float64]
+    counted: NDArray[np.bool_]
     place: dict[str, Any] = field(default_factory=dict)
     complete: bool = False
 
@@ -214,6 +218,7 @@ def _read_source(
             "and show no more than it does"
         )
     record.add_input(image)
+    centres = judged.polygons.centroid()
     source = Source(
         entry.name,
         slide_id(image),
@@ -224,10 +229,22 @@ def _read_source(
         SlideCanvas(image, mpp, judged.polygons, nuclei.coverage, judged.masked),
         judged.classes,
         judged.weight,
-        judged.polygons.centroid(),
+        centres,
+        _within(centres, nuclei.coverage),
         {"project": str(project.folder.resolve()), "entry_id": entry.id, "image": str(image)},
     )
     return source, judged
+
+
+def _within(points: NDArray[np.float64], area: Polygons | None) -> NDArray[np.bool_]:
+    """Whether each point is in an area; without one, all are."""
+    import shapely
+
+    if area is None:
+        return np.ones(len(points), bool)
+    whole = shapely.union_all(shapely.make_valid(area.to_shapely()))
+    shapely.prepare(whole)
+    return np.asarray(shapely.contains_xy(whole, points[:, 0], points[:, 1]), bool)
 
 
 def class_names(

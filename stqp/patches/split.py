@@ -157,7 +157,7 @@ def _blocks(
         rows = []
         for number, (source, kinds) in enumerate(zip(sources, types, strict=True)):
             cells = grid(source.width, source.height, size / source.mpp, number)
-            table, filled = _count(cells, source.centres, kinds, n_classes)
+            table, filled = _count(cells, source.centres[source.counted], kinds[source.counted], n_classes)
             filled |= source.complete
             blocks += [cell for cell, any_ in zip(cells, filled.tolist(), strict=True) if any_]
             rows.append(table[filled])
@@ -193,7 +193,8 @@ def _count_all(
     owner = np.array([b.source for b in blocks], np.int64)
     for number, (source, kinds) in enumerate(zip(sources, types, strict=True)):
         here = np.flatnonzero(owner == number)
-        table[here], filled[here] = _count([blocks[i] for i in here.tolist()], source.centres, kinds, n_classes)
+        centres, numbers = source.centres[source.counted], kinds[source.counted]
+        table[here], filled[here] = _count([blocks[i] for i in here.tolist()], centres, numbers, n_classes)
     return table, filled
 
 

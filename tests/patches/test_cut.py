@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -422,8 +423,14 @@ def test_regions_and_ignored_areas(tmp_path):
     with QuPathProject.open(project, "r+") as opened:
         boxes = Polygons.from_shapely([shapely.box(0, 0, 300, 400), shapely.box(100, 100, 200, 300)])
         opened.entries[0].write_objects(PathObjects.build(boxes, classes=["Train", "Ignore"]))
-    _, patches, _ = cut(project, tmp_path / "p.h5", size=64, block=40.0)
+    _, patches, record = cut(project, tmp_path / "p.h5", size=64, block=40.0)
     assert {TRAINING, VALIDATION} == {*patches.side.tolist()}
+    with QuPathProject.open(project, "r") as opened:
+        objects = opened.entries[0].read_objects()
+        x, y = objects.take(np.isin(objects.classes, CLASSES)).polygons.centroid().T
+    inside = (x < 300) & ~((x >= 100) & (x < 200) & (y >= 100) & (y < 300))
+    told = [int(n) for k, v in record.counts.items() if k.startswith("nuclei ") for n in re.findall(r"[0-9]+", v)]
+    assert sum(told) == inside.sum() < len(inside)
     for row in range(len(patches)):
         x, y = patches.origin[row].astype(int)
         ys, xs = np.nonzero(patches.read(row)["valid"])
