@@ -312,12 +312,10 @@ def _sibling(masks: Path, name: str) -> Path | None:
     return next((p / name for p in places if (p / name).is_file()), None)
 
 
-def pannuke_file(path: Path) -> Path | None:
-    """The masks of a PanNuke folder or file, None where it is none."""
+def pannuke_files(path: Path) -> list[Path]:
+    """The masks of a PanNuke folder, one file a fold, or file; none where it is none."""
     if path.is_file():
-        return path if path.suffix.lower() == ".npy" else None
-    direct = [path / PANNUKE, *sorted(path.glob(f"*/{PANNUKE}")), *sorted(path.glob(f"*/*/{PANNUKE}"))]
-    found = [p for p in direct if p.is_file()]
-    if len(found) > 1:
-        raise InputError(f"{path} holds several {PANNUKE}; name one: {', '.join(str(p) for p in found[:5])}")
-    return found[0] if found else None
+        return [path] if path.suffix.lower() == ".npy" else []
+    published = "*/*/*/"  # Fold 1/masks/fold1
+    found = [p for depth in ("", "*/", "*/*/", published) for p in sorted(path.glob(f"{depth}{PANNUKE}"))]
+    return [p for p in found if p.is_file()]

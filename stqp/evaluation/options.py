@@ -101,7 +101,8 @@ def open_source(text: str, images: Path | None = None, **project: Any) -> Source
     **project
         As `ProjectNuclei`.
     """
-    from stqp.evaluation.map_files import MapFolder, PanNuke, pannuke_file
+    from stqp.evaluation.map_files import MapFolder, PanNuke, pannuke_files
+    from stqp.evaluation.pannuke_folds import PanNukeFolds
     from stqp.evaluation.projects import ProjectNuclei, is_project_text
     from stqp.evaluation.tables import NucleiTable, is_table
 
@@ -110,6 +111,8 @@ def open_source(text: str, images: Path | None = None, **project: Any) -> Source
         raise InputError(f"there is nothing at {path}; expected a project, a folder of instance maps or a table")
     if is_project_text(text):
         return ProjectNuclei(text, **project)
-    if masks := pannuke_file(path):
-        return PanNuke(masks)
+    if len(masks := pannuke_files(path)) > 1:
+        return PanNukeFolds(path)
+    if masks:
+        return PanNuke(masks[0])
     return NucleiTable(path, images) if is_table(path) else MapFolder(path, images)

@@ -123,6 +123,7 @@ def _begin(study: Study, cell: Cell, folder: Path) -> dict[str, Any]:
         "variant": {k: v for k, v in asdict(variant).items() if k != "afterwards"},
         "network": dict(study.networks[cell.network]),
         "split": dict(study.split),
+        "patches": dict(study.patches),
         "data": {name: content_of(study.data[name]) for name in variant.train},
         "stqp": __version__,
     }

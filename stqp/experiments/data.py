@@ -56,16 +56,17 @@ def prepare(study: Study, out: Path, record: RunRecord) -> dict[str, Path]:
                     "[split] what is held out and set held_out = true, or test on other images"
                 )
             parts.append(_cut(study, variant, data, out, bool(set(paths) & tested[True]), record))
-        made[variant.name] = _joined(variant, parts, out, record)
+        made[variant.name] = _joined(study, variant, parts, out, record)
     return made
 
 
-def _joined(variant: Variant, parts: list[Path], out: Path, record: RunRecord) -> Path:
+def _joined(study: Study, variant: Variant, parts: list[Path], out: Path, record: RunRecord) -> Path:
     """One file of the patches of all data sets, with the classes that are to be learnt."""
     if len(parts) == 1 and not variant.classes:
         return parts[0]
     target = out / "patches" / f"{slug(variant.name)}.h5"
-    cut_patches(parts, target, record, CutOptions(classes=variant.classes))
+    chosen = {**study.patches, **variant.patches}
+    cut_patches(parts, target, record, CutOptions(classes=variant.classes, mpp=chosen.get("mpp", CutOptions.mpp)))
     return target
 
 
@@ -75,11 +76,14 @@ def _cut(study: Study, variant: Variant, data: Dataset, out: Path, shared: bool,
     if again:
         options = {key: value for key, value in options.items() if key in ("block", "guard")}
         options["split"] = f"file:{(out / SPLIT).resolve()}"
-    options |= {"entries": data.entries, "where": data.where}
+    chosen = {**study.patches, **variant.patches}
+    options |= {**chosen, "entries": data.entries, "where": data.where}
     is_project = data.format == "project"
     # the labels of a set of images are those of its maps
     labels = {"labels": variant.labels, "relabel": dict(variant.relabel)} if is_project else {}
     about = {"data": content_of(data), "labels": labels, "split": {k: str(v) for k, v in study.split.items()}}
+    if chosen:
+        about["patches"] = chosen
     digest = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=6).hexdigest()
     target = out / "patches" / f"{slug(data.name)}-{digest}.h5"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -91,8 +95,8 @@ def _cut(study: Study, variant: Variant, data: Dataset, out: Path, shared: bool,
         cut = cut_patches([project], target, record, CutOptions(**options))
     else:
         names = data.classes or None
-        chosen = CutOptions(**{"split": "slide", **options})
-        cut = import_patches(data.path, data.format, target, record, chosen, image_mpp=data.mpp, type_names=names)
+        whole = CutOptions(**{"split": "slide", **options})
+        cut = import_patches(data.path, data.format, target, record, whole, image_mpp=data.mpp, type_names=names)
     if shared and not again:
         files.write_json(out / SPLIT, cut.split)
     return target

@@ -14,6 +14,7 @@ from typing import Any
 from stqp import files
 from stqp.errors import InputError
 from stqp.evaluation.options import Source, open_source
+from stqp.evaluation.pannuke_folds import PanNukeFolds
 from stqp.experiments.manifest import Dataset
 from stqp.patches.options import matches
 from stqp.qupath.project import QuPathProject
@@ -75,6 +76,8 @@ def _of_maps(data: Dataset, out: Path) -> list[Image]:
         for name in source.images():
             if data.entries and name not in data.entries:
                 continue
+            if isinstance(source, PanNukeFolds) and not _wanted(data, name, source.about(name)):
+                continue  # thousands of images in few files, too many to look at all
             side = source.read(name)
             if not _wanted(data, name, side.about):
                 continue
@@ -95,7 +98,12 @@ def _of_maps(data: Dataset, out: Path) -> list[Image]:
 @contextmanager
 def open_truth(data: Dataset) -> Iterator[Source]:
     """Open the true nuclei of a data set."""
-    source = open_source(str(data.path), mpp=data.mpp) if data.format == "project" else open_source(str(data.path))
+    source: Source
+    if data.format == "pannuke":
+        source = PanNukeFolds(data.path)  # the same names and metadata as those of its patches
+    else:
+        about: dict[str, Any] = {"mpp": data.mpp} if data.format == "project" else {}
+        source = open_source(str(data.path), **about)
     if data.classes:
         source.default_names = dict(data.classes)
     with closing(source):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stqp.errors import InputError
+from stqp.errors import InputError, UsageError
 from stqp.taxonomy import UNKNOWN
 
 FORMATS = ("project", "image+map", "consep", "kumar", "pannuke")
@@ -70,6 +70,8 @@ class Variant:
         Class of the network to the class that it is scored as; what is not named keeps its own.
     classes
         Classes to learn, in order; all when empty.
+    patches : dict
+        Options of its patches, beside those of the study.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Variant:
     relabel: Mapping[str, str] = field(default_factory=dict)
     afterwards: Mapping[str, str] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    patches: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,8 @@ class Study:
         Whether to score what needs no learning beside the networks; see `stqp.evaluation.baselines`.
     split : dict
         Options of the split, as `stqp train` has them: what is held out of every training.
+    patches : dict
+        Options of the patches, as `stqp train` has them under data: µm per px, size, which nuclei are used.
     folder
         Of the file; paths are relative to it.
     """
@@ -136,6 +141,7 @@ class Study:
     compare: tuple[tuple[str, str], ...]
     baselines: bool
     split: Mapping[str, Any]
+    patches: Mapping[str, Any]
     folder: Path
 
 
@@ -156,7 +162,7 @@ def read_study(path: Path) -> Study:
 
 def study_from(content: Mapping[str, Any], path: Path) -> Study:
     """A study of what its file holds; see `read_study`."""
-    known = {"name", "question", "seeds", "scores", "compare", "baselines", "split", *_NAMED}
+    known = {"name", "question", "seeds", "scores", "compare", "baselines", "split", "patches", *_NAMED}
     _keys(content, known, f"the study {path}")
     for part in _NAMED:
         if not isinstance(content.get(part), dict) or not content[part]:
@@ -182,7 +188,8 @@ def study_from(content: Mapping[str, Any], path: Path) -> Study:
         for name in pair:
             _one_of(name, variants, "variant", path)
         compare.append((pair[0], pair[1]))
-    split = _split(content.get("split", {}), path)
+    split = _options(content.get("split", {}), "split", f"[split] of the study {path}")
+    patches = _options(content.get("patches", {}), "data", f"[patches] of the study {path}")
     for test in tests.values():
         trained = [v.name for v in variants.values() if test.data in v.train]
         if trained and not test.held_out:
@@ -197,7 +204,7 @@ def study_from(content: Mapping[str, Any], path: Path) -> Study:
             )
     return Study(
         str(content.get("name") or path.stem), str(content.get("question", "")), tuple(seeds), tuple(scores), data,
-        networks, variants, tests, tuple(compare), baselines, split, folder,
+        networks, variants, tests, tuple(compare), baselines, split, patches, folder,
     )  # fmt: skip
 
 
@@ -244,7 +251,7 @@ def _network(name: str, entry: Any, path: Path) -> dict[str, Any]:
 
 def _variant(name: str, entry: Any, data: Mapping[str, Dataset], path: Path) -> Variant:
     where = f"[variants.{name}] of the study {path}"
-    _keys(entry, {"train", "labels", "relabel", "afterwards", "classes"}, where)
+    _keys(entry, {"train", "labels", "relabel", "afterwards", "classes", "patches"}, where)
     train = [entry["train"]] if isinstance(entry.get("train"), str) else _list(entry, "train", str, path)
     if not train:
         raise InputError(f"{where} names nothing to train on; expected train = [names of data]")
@@ -257,7 +264,7 @@ def _variant(name: str, entry: Any, data: Mapping[str, Dataset], path: Path) -> 
         raise InputError(f"{where} takes the labels {labels!r}, which only projects have beside them")
     return Variant(
         name, tuple(train), labels, _map(entry, "relabel", where), _map(entry, "afterwards", where),
-        _list(entry, "classes", str, path),
+        _list(entry, "classes", str, path), _options(entry.get("patches", {}), "data", f"patches of {where}"),
     )  # fmt: skip
 
 
@@ -271,12 +278,19 @@ def _test(name: str, entry: Any, data: Mapping[str, Dataset], path: Path) -> Tes
     return Test(name, str(entry.get("data", name)), held, _map(entry, "relabel", where))
 
 
-def _split(entry: Any, path: Path) -> dict[str, Any]:
+def _options(entry: Any, section: str, where: str) -> dict[str, Any]:
+    """Options of the split, or of the patches but for what data sets and variants say themselves."""
     from stqp.patches.options import CutOptions
 
-    allowed = {"split_seed" if name == "seed" else name for name in CutOptions.section("split")}
-    _keys(entry, allowed, f"[split] of the study {path}")
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    allowed = {"split_seed" if name == "seed" else name for name in CutOptions.section(section)}
+    _keys(entry, allowed - {"entries", "where", "classes"}, where)
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    own: dict[str, Any] = {"seed" if key == "split_seed" else key: value for key, value in options.items()}
+    try:
+        CutOptions(**own)
+    except (UsageError, TypeError, AttributeError) as error:
+        raise InputError(f"{where} makes no sense: {error}") from error
+    return options
 
 
 def _map(entry: Mapping[str, Any], key: str, where: str) -> dict[str, str]:

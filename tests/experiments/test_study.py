@@ -187,6 +187,26 @@ def test_several_data_sets_are_one_file_with_the_classes_asked_for(folder, tmp_p
     assert {s["entry"] for s in both.sources} > {"a", "f"} and len(both) > len(few)
 
 
+def test_patches_are_cut_as_the_study_and_the_variant_say(folder, tmp_path):
+    text = STUDY.replace('"project"', f'"{(folder / "project").as_posix()}"')
+    text = text.replace("[split]", "[patches]\nmpp = 0.5\nsize = 64\n\n[split]")
+    text = text.replace(
+        'labels = "label"', 'labels = "label"\nclasses = ["tumour"]\npatches = { min_confidence = 0.99 }'
+    )
+    path = tmp_path / "half.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match="have a Label confidence"):  # the labels were given, not inferred
+        prepare(read_study(path), tmp_path / "out", RunRecord("test", {}))
+    path.write_text(text.replace("{ min_confidence = 0.99 }", '{ objects = "annotations" }'), encoding="utf-8")
+    study = read_study(path)
+    made = prepare(study, tmp_path / "out", RunRecord("test", {}))
+    assert made["visual"] != made["fine"]
+    for name in ("visual", "fine"):
+        patches = PatchFile(made[name])
+        assert (patches.mpp, patches.size) == (0.5, 64)
+    assert patches.classes == ["tumour"]
+
+
 def test_labels_of_cells_that_are_not_there(folder, tmp_path):
     with pytest.raises(InputError, match=r"no column .kind.; there are .*label"):
         relabelled(folder / "project", tmp_path / "copy", "kind", {})
@@ -207,6 +227,13 @@ CHANGES = {
     "[tests.held]": ("[test.held]", "unknown key 'test'"),
     'labels = "label"': ("labels = 3", "expected a column"),
     'afterwards = { tumour = "Neoplastic" }': ("afterwards = 1", "afterwards of"),
+    "[split]": ("[patches]\nmmp = 0.5\n[split]", r"\[patches\] of .* unknown key 'mmp' .is it mpp"),
+    "[split]\n": ('[patches]\nmpp = "0.5"\n[split]\n', r"\[patches\] of .* makes no sense"),
+    "block = 64.0\n": ("block = 64.0\nguard = 60.0\n", r"\[split\] of .* makes no sense: .*guard"),
+    'train = "slide"\nlabels': (
+        'train = "slide"\npatches = { min_confidence = 2 }\nlabels',
+        "makes no sense",
+    ),
 }
 
 
