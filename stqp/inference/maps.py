@@ -119,7 +119,14 @@ def read_class_names(folder: Path) -> dict[int, str] | None:
         ) from error
 
 
-def write_map(path: Path, inst: NDArray[np.integer], types: NDArray[np.integer], classes: Sequence[str]) -> None:
+def write_map(
+    path: Path,
+    inst: NDArray[np.integer],
+    types: NDArray[np.integer],
+    classes: Sequence[str],
+    probability: NDArray[np.floating] | None = None,
+    mpp: float | None = None,
+) -> None:
     """Write an instance map with the ids 1..n as `read_map` reads it.
 
     Parameters
@@ -131,9 +138,16 @@ def write_map(path: Path, inst: NDArray[np.integer], types: NDArray[np.integer],
         Class id of each nucleus, 0 for none.
     classes
         Names of the classes 1, 2, ...
+    probability : (n,)
+        Of each nucleus's type, where it is known.
+    mpp
+        µm per px, where it is known.
     """
     ids = np.arange(1, len(types) + 1, dtype=np.int32)
     seen = np.bincount(inst.ravel(), minlength=len(types) + 1)[1:] > 0
+    extra: dict[str, Any] = {} if mpp is None else {"mpp": np.float64(mpp)}
+    if probability is not None:
+        extra["probability"] = np.asarray(probability, np.float32)[seen]
     with files.replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
@@ -141,6 +155,7 @@ def write_map(path: Path, inst: NDArray[np.integer], types: NDArray[np.integer],
             ids=ids[seen],
             types=np.asarray(types, np.uint8)[seen],
             classes=np.array([*classes], dtype=np.str_),
+            **extra,
         )
 
 

@@ -346,4 +346,6 @@ def _write_map(path: Path, found: Detections, size: tuple[int, int]) -> None:
         raise InputError(
             f"an instance map of {size[0]} x {size[1]} px is too large; evaluate the project instead of maps"
         )
-    write_map(path, found.instance_map(*size), found.class_ids, found.classes)
+    ids = found.class_ids
+    probability = np.take_along_axis(found.class_prob, ids[:, None], 1)[:, 0]
+    write_map(path, found.instance_map(*size), ids, found.classes, probability, found.mpp)
