@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from stqp.errors import UsageError
 from stqp.files import without_nan
 from stqp.qupath.backends import BACKENDS, DEFAULT_BACKEND
 from stqp.record import RunRecord
@@ -87,3 +88,20 @@ def progress_bar(label: str, unit: str = "it") -> Iterator[Callable[[int, int], 
         yield update
     finally:
         bar.close()
+
+
+def type_names(texts: tuple[str, ...]) -> dict[int, str]:
+    """Names of types by number, of texts such as ``1=Inflammatory``.
+
+    Raises
+    ------
+    UsageError
+        When a text says something else.
+    """
+    names = {}
+    for text in texts:
+        number, sign, name = text.partition("=")
+        if not sign or not number.strip().isdecimal() or not name.strip():
+            raise UsageError(f"expected NUMBER=CLASS, such as 1=Inflammatory, found {text!r}")
+        names[int(number)] = name.strip()
+    return names

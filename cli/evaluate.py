@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from stqp_cli.common import FILE, FOLDER, PATH, progress_bar, set_up_logging, verbose_option
+from stqp_cli.common import FILE, FOLDER, PATH, progress_bar, set_up_logging, type_names, verbose_option
 
 from stqp.errors import UsageError
 from stqp.record import RunRecord
@@ -18,6 +18,7 @@ Examples:
   stqp evaluate --true slide-project --pred slide-project --held-out runs/first
   stqp evaluate --true truth-project::slide.svs --pred other-project::slide.svs
   stqp evaluate --true CoNSeP/Test --pred new=maps-a --pred old=maps-b --csv scores.csv
+  stqp evaluate --true tiles/ --pred maps/ --type 1=Inflammatory --type 2=Epithelial
   stqp evaluate --true PanNuke/fold3 --pred maps/ --by organ --baselines
 
 A and B are QuPath projects, folders of instance maps (npz, npy, mat, png, tif; CoNSeP's and Kumar's Labels,
@@ -49,6 +50,8 @@ Several --pred are compared with the first one, on the same images. docs/evaluat
 )
 @click.option("--model", metavar="NAME", help="Run whose predictions count, where a project has those of several.")
 @click.option("--class-map", type=FILE, metavar="CSV", help="Classes to score in place of those of either side.")
+@click.option("--type", "types", multiple=True, metavar="NUMBER=CLASS",
+              help="Class of a number in maps that name none. Repeatable.")  # fmt: skip
 @click.option("--metadata", type=FILE, metavar="CSV", help="Column image, and others such as organ.")
 @click.option("--by", "group_by", default="organ", show_default=True, metavar="KEY",
               help="Metadata (of entries or of --metadata) that group images.")  # fmt: skip
@@ -78,6 +81,7 @@ def command(
     pred_kind: str,
     model: str | None,
     class_map: Path | None,
+    types: tuple[str, ...],
     metadata: Path | None,
     group_by: str,
     images: Path | None,
@@ -103,13 +107,13 @@ def command(
     record = RunRecord("evaluate", {
         "true": true, "pred": pred, "held_out": held_out, "mpp": mpp, "true_kind": true_kind,
         "true_class": true_class, "pred_kind": pred_kind, "model": model, "class_map": class_map,
-        "metadata": metadata, "by": group_by, "images": images, "allow_missing": allow_missing,
+        "types": types, "metadata": metadata, "by": group_by, "images": images, "allow_missing": allow_missing,
         "baselines": baselines, "blocks": block_um, "interval": interval, "bootstrap": bootstrap, "seed": seed,
     })  # fmt: skip
     options = Options(
         mpp=mpp, held_out=held_out, class_map=None if class_map is None else read_class_map(class_map),
-        metadata=metadata, group_by=group_by, allow_missing=allow_missing, block_um=block_um, interval=interval,
-        bootstrap=bootstrap, seed=seed, images=images,
+        type_names=type_names(types) or None, metadata=metadata, group_by=group_by, allow_missing=allow_missing,
+        block_um=block_um, interval=interval, bootstrap=bootstrap, seed=seed, images=images,
     )  # fmt: skip
     with ExitStack() as stack:
 

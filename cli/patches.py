@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from stqp_cli.common import PATH, json_option, progress_bar, report, set_up_logging, verbose_option
+from stqp_cli.common import PATH, json_option, progress_bar, report, set_up_logging, type_names, verbose_option
 from stqp_cli.options import SectionedCommand, cut_flags, cut_options
 
-from stqp.errors import UsageError
 from stqp.record import RunRecord
 
 # as stqp.patches.importing.LAYOUTS and stqp.patches.layouts.export.LAYOUTS have them; a test holds it
@@ -129,20 +128,10 @@ def import_(
     record = RunRecord("patches import", {**given, "untyped_as": untyped_as, "workers": workers, **options.to_dict()})
     with progress_bar("Cutting patches", "block") as progress:
         import_patches(
-            source, layout, out, record, options, image_mpp=image_mpp, type_names=_type_names(types),
+            source, layout, out, record, options, image_mpp=image_mpp, type_names=type_names(types),
             untyped_as=untyped_as or UNTYPED_NAME, workers=workers, progress=progress,
         )  # fmt: skip
     _finish(record, out, as_json)
-
-
-def _type_names(texts: tuple[str, ...]) -> dict[int, str]:
-    names = {}
-    for text in texts:
-        number, sign, name = text.partition("=")
-        if not sign or not number.strip().isdecimal() or not name.strip():
-            raise UsageError(f"expected NUMBER=CLASS, such as 1=Inflammatory, found {text!r}")
-        names[int(number)] = name.strip()
-    return names
 
 
 def _finish(record: RunRecord, out: Path, as_json: bool) -> None:

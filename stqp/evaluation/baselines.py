@@ -83,10 +83,6 @@ class Found:
         """Those of the other source."""
         return self._on.images()
 
-    def names(self) -> Mapping[int, str] | None:
-        """None; classes come as names."""
-        return None
-
     def close(self) -> None:
         """Nothing is kept open."""
 

@@ -115,10 +115,9 @@ def evaluate(
     boxes = None if options.held_out is None else boxes_of(options.held_out)
     about = {} if options.metadata is None else read_metadata(options.metadata)
     pairs = {name: _pair(true, source, boxes, options) for name, source in pred.items()}
-    names = [true.names(), *(source.names() for source in pred.values())]
-    shared = next((n for n in names if n), None)
-    for source in (true, *pred.values()):
-        source.default_names = shared
+    if options.type_names:
+        for source in (true, *pred.values()):
+            source.default_names = options.type_names
     wanted = sorted({image for of_source in pairs.values() for image in of_source})
     sides: dict[tuple[str, str], tuple[Match, Side, Side]] = {}
     images: list[Image] = []
@@ -136,6 +135,7 @@ def evaluate(
         for name, source in pred.items():
             partner = pairs[name].get(image)
             found = _nothing(truth, image) if not partner else _mapped(source.read(partner), options, skipped)
+            _check_named_alike(truth, found)
             mpp = common_mpp(truth, found, options.mpp)
             matched = compare_sides(truth, found, mpp, options.boundaries)
             matched = within(matched, truth.coverage, box, skipped)
@@ -199,6 +199,20 @@ def _nothing(truth: Side, image: str) -> Side:
     if truth.inst is not None:
         return Side(f"nothing for {image}", np.empty(0, object), inst=np.zeros_like(truth.inst))
     return Side(f"nothing for {image}", np.empty(0, object), polygons=Polygons.empty())
+
+
+def _check_named_alike(truth: Side, found: Side) -> None:
+    """Refuse numbers against names: whose class 1 is which cannot be guessed."""
+    numbered = []
+    for side in (truth, found):
+        names = {str(c) for c in side.classes.tolist()} - {UNKNOWN}
+        numbered.append(None if not names else all(name.isdigit() for name in names))
+    if None not in numbered and numbered[0] != numbered[1]:
+        one, two = (truth, found) if numbered[0] else (found, truth)
+        raise InputError(
+            f"the types in {one.source} are numbers and those in {two.source} are names; say which is which by --type "
+            "1=Neoplastic ..., or by a classes.json beside the maps"
+        )
 
 
 def _mapped(side: Side, options: Options, skipped: dict[str, int]) -> Side:

@@ -55,13 +55,6 @@ class MapFolder:
         """Stems of the maps."""
         return [*self.files]
 
-    def names(self) -> Mapping[int, str] | None:
-        """Names of the types: of ``classes.json``, or of the first file."""
-        if self.class_names:
-            return self.class_names
-        first = next(iter(self.files.values()))
-        return read_map(first).classes if first.suffix.lower() in (".npz", ".npy") else None
-
     def close(self) -> None:
         """Nothing is kept open."""
 
@@ -266,10 +259,6 @@ class PanNuke:
     def images(self) -> list[str]:
         """Numbers of the images, from 00000."""
         return [f"{i:05d}" for i in range(len(self._masks))]
-
-    def names(self) -> Mapping[int, str] | None:
-        """Names of the types."""
-        return dict(enumerate(self.classes, start=1))
 
     def close(self) -> None:
         """Nothing is kept open."""

@@ -19,7 +19,7 @@ class Source(Protocol):
     name : str
         For messages.
     default_names : mapping or None
-        Names for the numbers of classes that the source itself does not name; set by `evaluate`.
+        Names for the numbers of classes that the source itself does not name.
     """
 
     name: str
@@ -27,10 +27,6 @@ class Source(Protocol):
 
     def images(self) -> list[str]:
         """Names of the images."""
-        ...
-
-    def names(self) -> Mapping[int, str] | None:
-        """Names of the numbers of classes."""
         ...
 
     def read(self, image: str) -> Side:
@@ -54,6 +50,8 @@ class Options:
         A training run: only nuclei whose centres lie in its held-out boxes count.
     class_map : mapping or None
         Class names to the names that are scored, of both sides.
+    type_names : mapping or None
+        Names for the numbers of types in maps that name none, of both sides.
     metadata : Path or None
         A csv with the columns ``image`` and others, such as ``organ``.
     group_by : str
@@ -78,6 +76,7 @@ class Options:
     mpp: float | None = None
     held_out: Path | None = None
     class_map: Mapping[str, str] | None = None
+    type_names: Mapping[int, str] | None = None
     metadata: Path | None = None
     group_by: str = "organ"
     allow_missing: bool = False

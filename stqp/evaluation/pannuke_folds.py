@@ -40,10 +40,6 @@ class PanNukeFolds:
         """Names such as ``fold1_00000``."""
         return [*self._items]
 
-    def names(self) -> Mapping[int, str] | None:
-        """Names of the types; None for other types than PanNuke's that no file names."""
-        return self._names or None
-
     def about(self, image: str) -> dict[str, str]:
         """Fold and tissue of an image, without reading it; the tissue is its organ too."""
         known = dict(self._items[image].about)

@@ -100,10 +100,6 @@ class ProjectNuclei:
         """Names of the images."""
         return [*self._entries]
 
-    def names(self) -> Mapping[int, str] | None:
-        """No numbers stand for classes in a project."""
-        return None
-
     def close(self) -> None:
         """Close the project."""
         self.project.close()

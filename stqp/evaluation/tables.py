@@ -80,10 +80,6 @@ class NucleiTable:
         """Names of the images."""
         return [*self._tables]
 
-    def names(self) -> Mapping[int, str] | None:
-        """No numbers stand for classes in a table."""
-        return None
-
     def close(self) -> None:
         """Nothing is kept open."""
 

@@ -114,10 +114,6 @@ class Renamed:
         """Names of the images."""
         return [name for name in self._source.images() if not self._only or name in self._only]
 
-    def names(self) -> Mapping[int, str] | None:
-        """Names of the numbers of classes."""
-        return self._source.names()
-
     def close(self) -> None:
         """Close the nuclei."""
         self._source.close()
@@ -152,10 +148,6 @@ class CellNuclei:
     def images(self) -> list[str]:
         """Names of the images."""
         return [*self._entries]
-
-    def names(self) -> Mapping[int, str] | None:
-        """No numbers stand for classes in a project."""
-        return None
 
     def close(self) -> None:
         """Close the project."""

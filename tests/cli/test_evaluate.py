@@ -53,6 +53,26 @@ def test_table_and_json(folders, tmp_path):
     assert json.loads(printed[printed.index("{") :])["pooled"] == scores["pooled"]
 
 
+def test_numbers_of_types_are_not_guessed(folders, tmp_path):
+    """CoNSeP's 1 is another class than the 1 of a network."""
+    (folders[0] / "classes.json").unlink()
+    asked = ("--true", folders[0], "--pred", folders[1])
+    with pytest.raises(InputError, match=r"image1.npz are numbers and those in .*image1.npz are names; .*--type 1="):
+        run(*asked)
+    names = ("--type", "1=Inflammatory", "--type", "2 = Neoplastic")  # the other way round
+    result = run(*asked, *names, "--json", tmp_path / "s.json")
+    scores = json.loads((tmp_path / "s.json").read_text())
+    assert result.exit_code == 0 and scores["pooled"]["type_accuracy"] == pytest.approx(6 / 36)
+    assert scores["classes"] == ["Neoplastic", "Inflammatory"]
+    (tmp_path / "map.csv").write_text(
+        "label,class\n1,Neoplastic\n2,Inflammatory\n" + "".join(f"{name},{name}\n" for name in NAMES.values())
+    )
+    run(*asked, "--class-map", tmp_path / "map.csv", "--json", tmp_path / "s.json")
+    assert json.loads((tmp_path / "s.json").read_text())["pooled"]["type_accuracy"] == pytest.approx(30 / 36)
+    with pytest.raises(UsageError, match="expected NUMBER=CLASS"):
+        run(*asked, "--type", "Neoplastic")
+
+
 def test_untyped_maps_have_no_typing_scores(tmp_path):
     inst = grid_of_nuclei(150, 6)
     save(tmp_path / "a", "one", inst)
