@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import platform
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from stqp import files
 from stqp.errors import EnvironmentProblem
 
+logger = logging.getLogger(__name__)
 LOCK_NAME = ".stqp.lock"
 _held: set[Path] = set()
 
@@ -73,6 +77,36 @@ class FolderLock:
         if self._path in _held:
             _held.discard(self._path)
             self._path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def turn(folder: Path, what: str = "project", poll: float = 1.0) -> Iterator[None]:
+    """Hold the lock of a folder, which is made here, as soon as nobody else does.
+
+    Parameters
+    ----------
+    folder
+        Whose lock.
+    what
+        What the folder is, for messages.
+    poll
+        Seconds between two looks.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    told = False
+    while True:
+        try:
+            lock = FolderLock(folder, creating=False, what=what)
+            break
+        except FolderBusy as error:
+            if not told:
+                logger.debug("waiting: %s", error)
+                told = True
+            time.sleep(poll)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _put(path: Path, content: str) -> bool:

@@ -13,8 +13,9 @@ from stqp.errors import InputError, UsageError
 from stqp.experiments.images import content_of, images_of, slug
 from stqp.experiments.manifest import Study
 from stqp.inference.targets import Selection
+from stqp.locking import turn
 
-CELL, TRAINING = "cell.json", "train"
+CELL, TRAINING, TURNS = "cell.json", "train", ".turns"
 Progress = Callable[[str, float], None]
 
 
@@ -168,8 +169,9 @@ def _predict(study: Study, test: str, folder: Path, out: Path, device: str) -> N
     selection = Selection()
     if data.format == "project":
         targets, selection = [project], Selection(entries=[image.name for image in images])
-    _, failed = predict_targets(
-        predictor, targets, settings, project=project, selection=selection, held_out=run if one.held_out else None
-    )
+    with turn(out / "tests" / TURNS / slug(test), "test"):  # cells that run at the same time share its images
+        _, failed = predict_targets(
+            predictor, targets, settings, project=project, selection=selection, held_out=run if one.held_out else None
+        )
     if failed:
         raise InputError("; ".join(failed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,4 +128,6 @@ def _task(study: Study, cell: Cell, inputs: dict[str, Path], out: Path, device: 
         run_cell(study, cell, inputs, out, device)
     except StqpError as error:
         return str(error)
+    except Exception:
+        return f"a bug, please report it:\n{traceback.format_exc()}"
     return None

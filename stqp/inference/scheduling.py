@@ -251,19 +251,22 @@ def _without_main() -> Iterator[None]:
 
 
 def _local(scheduler: Scheduler) -> Any:
+    import dask
     from distributed import LocalCluster
 
     gpus = _gpus()
     processors = os.cpu_count() or 1
     workers = scheduler.workers or len(gpus) or max(1, processors // 4)
-    return LocalCluster(
-        n_workers=workers,
-        threads_per_worker=1,
-        processes=True,
-        dashboard_address=None,
-        memory_limit=0,
-        silence_logs=logging.CRITICAL,
-    )
+    # a daemon could start no processes, which training loads its crops by; workers end with this one all the same
+    with dask.config.set({"distributed.worker.daemon": False}):
+        return LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            memory_limit=0,
+            silence_logs=logging.CRITICAL,
+        )
 
 
 def _share(gpus: Sequence[str], threads: int) -> Any:

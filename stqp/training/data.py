@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import logging
+import multiprocessing
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +19,8 @@ from stqp.patches.store import UNKNOWN_TYPE, PatchFile
 from stqp.training.augment import Crop, augment, scaled
 from stqp.training.settings import AugmentationOptions
 from stqp.training.targets import hv_map, split_touching_border
+
+logger = logging.getLogger(__name__)
 
 CONTEXT = 24
 """Pixels around a crop that its targets are made from, so that a nucleus cut by the crop's border still
@@ -138,7 +142,13 @@ class EndlessBatches(Sampler[list[int]]):
 
 
 def loader(crops: TrainingCrops, batches: EndlessBatches, workers: int, pin: bool) -> DataLoader[Any]:
-    """Load batches of crops, in processes of their own where there are `workers`."""
+    """Load batches of crops, in processes of their own where there are `workers`.
+
+    A daemon, such as a worker that a Dask nanny keeps, may have no processes of its own and loads them itself.
+    """
+    if workers and multiprocessing.current_process().daemon:
+        logger.info("this process may start no others, so it loads its crops itself")
+        workers = 0
     return DataLoader(
         crops,
         batch_sampler=batches,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from stqp.errors import InputError, UsageError
 from stqp.experiments.cells import CELL, Cell, cell_folder, cells_of, project_of_test, run_cell
@@ -14,6 +15,7 @@ from stqp.experiments.scoring import score
 from stqp.experiments.study import run_study
 from stqp.experiments.tables import markdown, write_tables
 from stqp.importing.xenium import import_xenium
+from stqp.inference.scheduling import Scheduler
 from stqp.patches.store import PatchFile
 from stqp.qupath.objects import ObjectKind, PathObjects
 from stqp.qupath.ownership import stamp
@@ -161,6 +163,22 @@ def test_a_study_runs_from_its_file_and_goes_on_where_it_was(folder, tmp_path):
     path.write_text(text.replace("max_steps = 1", "max_steps = 2"), encoding="utf-8")
     with pytest.raises(UsageError, match="another network"):
         run_study(path, tmp_path / "out")
+
+
+def test_cells_are_trained_at_the_same_time(folder, tmp_path):
+    text = STUDY.replace("seeds = [0, 1]", "seeds = [0]").replace('"project"', f'"{(folder / "project").as_posix()}"')
+    path = tmp_path / "two.toml"
+    path.write_text(text.replace("workers = 0", "workers = 1"), encoding="utf-8")
+    record, scores = run_study(path, tmp_path / "out", scheduler=Scheduler("local", 2))
+    assert not record.results["failed"] and not scores.missing
+    assert {row.variant for row in scores.rows} == {"visual", "fine"}
+    run_study(path, tmp_path / "alone")
+    for cell in cells_of(read_study(path)):
+        runs = [cell_folder(tmp_path / out, cell) / "train" for out in ("out", "alone")]
+        both = [torch.load(run / "model.pth", weights_only=True) for run in runs]
+        for name, values in both[0].items():
+            # Adam's first step is as long for a gradient of rounding errors as for any other, so not to the bit
+            assert float((values.double() - both[1][name].double()).abs().mean()) < 1e-4
 
 
 def test_several_data_sets_are_one_file_with_the_classes_asked_for(folder, tmp_path):
