@@ -35,10 +35,10 @@ def command(
     set_up_logging(verbose)
     import json
 
-    from stqp_cli.evaluate import table
     from tqdm import tqdm
 
     from stqp.demo import run_demo
+    from stqp.evaluation.output import lines
     from stqp.files import without_nan
 
     bars: dict[str, Any] = {}
@@ -60,6 +60,6 @@ def command(
         click.echo(json.dumps(without_nan({"seconds": demo.seconds, "scores": demo.scores}), indent=2))
         return
     click.echo("\nDetections in the blocks that training did not see, against the nuclei of the ST run:\n")
-    click.echo("\n".join(table(demo.scores)))
+    click.echo("\n".join(lines(demo.scores)))
     click.echo(f"\n{sum(demo.seconds.values()):.0f} seconds; look at {demo.picture}")
     click.echo(f"Open in QuPath:  QuPath -p {demo.project.resolve() / 'project.qpproj'}")

@@ -179,7 +179,9 @@ def _difference(d: Difference, name: str) -> str:
     text = f"{s['difference']:+.3f}"
     if s["interval"]:
         text += f" [{s['interval'][0]:+.3f}, {s['interval'][1]:+.3f}]"
-    return text + (f", p = {s['p']:.3f}" if s["p"] == s["p"] else "")
+    if s["p"] != s["p"]:
+        return text
+    return text + (", p < 0.001" if s["p"] < 0.001 else f", p = {s['p']:.3f}")
 
 
 def _number(value: float) -> str:

@@ -1,11 +1,15 @@
 """The command line as a whole."""
 
+import ast
+import importlib
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
+import stqp_cli.main
 from click.testing import CliRunner
 from stqp_cli.main import COMMANDS, cli
 
@@ -92,3 +96,14 @@ def test_many_flags_stand_under_headings():
     assert heads == wanted
     at = {name: next(i for i, line in enumerate(lines) if line.strip().startswith(name)) for name in ("--arch", "--lr")}
     assert lines.index("Network:") < at["--arch"] < lines.index("Schedule:") < at["--lr"] < lines.index("Losses:")
+
+
+@pytest.mark.parametrize("path", sorted(Path(stqp_cli.main.__file__).parent.glob("*.py")), ids=lambda p: p.stem)
+def test_what_commands_import_when_they_run_is_there(path):
+    """Most imports stand in functions, where only a run would miss them."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in ("stqp", "stqp_cli"):
+            module = importlib.import_module(node.module)
+            for name in (alias.name for alias in node.names):
+                if not hasattr(module, name):
+                    importlib.import_module(f"{node.module}.{name}")
