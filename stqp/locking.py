@@ -6,20 +6,23 @@ import contextlib
 import errno
 import json
 import logging
+import math
 import os
 import platform
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from stqp import files
 from stqp.errors import EnvironmentProblem
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 LOCK_NAME = ".stqp.lock"
 _held: set[Path] = set()
+_guard = threading.RLock()
 
 
 class FolderBusy(EnvironmentProblem):
@@ -54,7 +57,8 @@ class FolderLock:
         self._path = (folder / LOCK_NAME).resolve()
         content = {"pid": os.getpid(), "host": platform.node(), "began": _began(os.getpid()), "creating": creating}
         self.took_over = False
-        with files.disk_errors(self._path):
+        # a lock of this process that is not in _held is taken for one that an earlier process of its number left
+        with _guard, files.disk_errors(self._path):
             for _ in range(3):
                 if _put(self._path, json.dumps(content)):
                     break
@@ -68,15 +72,44 @@ class FolderLock:
                     self.took_over = _set_aside(self._path, holder) or self.took_over
             else:
                 raise FolderBusy(f"the {what} {folder} is being opened by another process; try again")
-        _held.add(self._path)
+            _held.add(self._path)
         for left in self._path.parent.glob(f"{LOCK_NAME}.*"):
             left.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Let others in."""
-        if self._path in _held:
-            _held.discard(self._path)
-            self._path.unlink(missing_ok=True)
+        with _guard:
+            if self._path in _held:
+                _held.discard(self._path)
+                self._path.unlink(missing_ok=True)
+
+
+def when_free(take: Callable[[], T], patience: float = math.inf, poll: float = 0.2) -> T:
+    """Take what another process may hold, as soon as it does not.
+
+    Parameters
+    ----------
+    take
+        Takes it; raises `FolderBusy` while it is held.
+    patience, poll
+        Seconds to wait in all, and between two tries.
+
+    Raises
+    ------
+    FolderBusy
+        When it takes longer.
+    """
+    until, told = time.monotonic() + patience, False
+    while True:
+        try:
+            return take()
+        except FolderBusy as error:
+            if time.monotonic() > until:
+                raise
+            if not told:
+                logger.debug("waiting: %s", error)
+                told = True
+            time.sleep(poll)
 
 
 @contextlib.contextmanager
@@ -93,16 +126,7 @@ def turn(folder: Path, what: str = "project", poll: float = 1.0) -> Iterator[Non
         Seconds between two looks.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    told = False
-    while True:
-        try:
-            lock = FolderLock(folder, creating=False, what=what)
-            break
-        except FolderBusy as error:
-            if not told:
-                logger.debug("waiting: %s", error)
-                told = True
-            time.sleep(poll)
+    lock = when_free(lambda: FolderLock(folder, creating=False, what=what), poll=poll)
     try:
         yield
     finally:

@@ -18,6 +18,7 @@ from stqp.record import RunRecord
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
+_BUG = "a worker failed:"
 
 
 def run_study(
@@ -110,6 +111,7 @@ def _run_on(
 
     from stqp.inference.scheduling import connected
 
+    bugs: list[str] = []
     with connected(scheduler) as client:
         tasks = {client.submit(_task, study, cell, inputs, out, device, pure=False, retries=0): cell for cell in cells}
         for done, task in enumerate(as_completed([*tasks]), start=1):
@@ -118,8 +120,12 @@ def _run_on(
             if error:
                 failed.append(f"{cell.name}: {error}")
                 logger.error("%s", failed[-1])
+            if error and error.startswith(_BUG):
+                bugs.append(failed[-1])
             if progress is not None:
                 progress(done, len(cells), cell.name)
+    if bugs:  # the other cells are done by now
+        raise RuntimeError("\n".join(bugs))
 
 
 def _task(study: Study, cell: Cell, inputs: dict[str, Path], out: Path, device: str) -> str | None:
@@ -129,5 +135,5 @@ def _task(study: Study, cell: Cell, inputs: dict[str, Path], out: Path, device: 
     except StqpError as error:
         return str(error)
     except Exception:
-        return f"a bug, please report it:\n{traceback.format_exc()}"
+        return f"{_BUG}\n{traceback.format_exc()}"
     return None

@@ -28,7 +28,7 @@ from stqp.inference.table import write_table
 from stqp.inference.targets import Job
 from stqp.inference.where import Where
 from stqp.inference.writing import source_of, to_objects, write_detections
-from stqp.locking import FolderBusy
+from stqp.locking import when_free
 from stqp.polygons import Polygons
 from stqp.qupath.backends import DEFAULT_BACKEND, open_project
 from stqp.qupath.geojson import write_geojson
@@ -263,17 +263,7 @@ def open_when_free(path: Path, mode: str, backend: str) -> QuPathProject:
     FolderBusy
         When it takes longer than ten minutes.
     """
-    until, told = time.monotonic() + _PATIENCE, False
-    while True:
-        try:
-            return open_project(path, mode, backend)
-        except FolderBusy as error:
-            if time.monotonic() > until:
-                raise
-            if not told:
-                logger.debug("waiting: %s", error)
-                told = True
-            time.sleep(0.2)
+    return when_free(lambda: open_project(path, mode, backend), _PATIENCE)
 
 
 def _into_project(
