@@ -22,6 +22,9 @@ from stqp.inference.targets import Job
 
 logger = logging.getLogger(__name__)
 LOCAL, SLURM = "local", "slurm"
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "67108864"}
+"""What glibc's allocator would grow to by itself. Dask has workers give back each freed block of 64 KiB, and a network
+that trains then spends half its time on pages of memory that it had a moment ago."""
 
 Replicas = Predictor | Sequence[Predictor]
 # a network (or several of it, one a device), or what makes it: a worker makes its own, once
@@ -257,8 +260,12 @@ def _local(scheduler: Scheduler) -> Any:
     gpus = _gpus()
     processors = os.cpu_count() or 1
     workers = scheduler.workers or len(gpus) or max(1, processors // 4)
-    # a daemon could start no processes, which training loads its crops by; workers end with this one all the same
-    with dask.config.set({"distributed.worker.daemon": False}):
+    settings = {
+        # a daemon could start no processes, which training loads its crops by; workers end with this one all the same
+        "distributed.worker.daemon": False,
+        "distributed.nanny.pre-spawn-environ": ALLOCATOR,
+    }
+    with dask.config.set(settings):
         return LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
@@ -324,11 +331,12 @@ def slurm_cluster(options: Mapping[str, str | int]) -> Any:
         ) from error
     given = dict(options)
     cores = int(given.pop("cores", 1))
+    environment = {**ALLOCATOR, "OMP_NUM_THREADS": str(cores)}
     try:
         # one slide at a time, however many processors it has
         return SLURMCluster(**{
             "cores": 1, "processes": 1, "memory": "16GiB", "job_cpu": cores,
-            "job_script_prologue": [f"export OMP_NUM_THREADS={cores}"], **given,
+            "job_script_prologue": [f"export {name}={value}" for name, value in environment.items()], **given,
         })  # fmt: skip
     except (TypeError, ValueError) as error:
         raise UsageError(f"dask-jobqueue does not take the options of --slurm ({error})") from error
