@@ -144,7 +144,7 @@ def predict_slide(
             logger.warning("what an earlier run left of %s is not used: its %s differs",
                            slide.path.name, " and ".join(journal.differs))  # fmt: skip
         plan = Plan.make(grid, cells, batch)
-        with MapStore(grid.width, grid.height, grid.output_size, n_types, journal.maps) as store:
+        with MapStore(grid.width, grid.height, grid.output_size, n_types, journal.maps, one.mpp) as store:
             ledger = Ledger(plan, store, journal, tiling)
             counts = ledger.counts
             if counts.resumed_windows:

@@ -6,11 +6,16 @@ is a nucleus. The filter's answer is scaled to 0..1 over the whole array, so tha
 every nucleus, and nuclei depend on where a tile begins. `postprocess_maps` does the same when `bounds` is
 None. A slide is processed in tiles with `bounds` made once from its maps (`sobel_bounds`), and holes are
 then filled only up to `MAX_HOLE` px, so that each nucleus depends on nothing farther than its own clump.
+
+The sizes of its filters are made for nuclei at 0.25 µm/px. In the half as large nuclei of 0.5 µm/px they find
+hardly half of the markers, from maps without a fault. So they shrink with the resolution, see `Sizes`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,27 +27,58 @@ Bounds = tuple[float, float, float, float]
 
 THRESHOLD = 0.5
 ENERGY = 0.4  # of the scaled Sobel answer; pixels above are borders
-KERNEL = 21  # px, of the Sobel filter
-SMALLEST = 10  # px
+MPP = 0.25  # µm/px that HoVer-Net is made for
 MAX_HOLE = 64  # px, side of the largest hole of a marker that is filled when `bounds` are given
 REACH = 16  # px around a clump that can change its nuclei: half a kernel and a margin for safety
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the filters.
+
+    Attributes
+    ----------
+    kernel : int
+        Side of the Sobel filter in px.
+    opening : int
+        Diameter in px of the disk that markers are opened with.
+    smallest : int
+        Pixels of a marker or a nucleus; less is dropped.
+    """
+
+    kernel: int = 21
+    opening: int = 5
+    smallest: int = 10
+
+    @classmethod
+    def at(cls, mpp: float) -> Sizes:
+        """Sizes for maps of `mpp` µm/px: those of HoVer-Net at 0.25 and finer, and smaller ones at coarser.
+
+        A larger Sobel filter than HoVer-Net's would have sums that are not exact in float64.
+        """
+        part = min(1.0, MPP / mpp)
+        return cls(2 * round(10 * part) + 1, 2 * round(2 * part) + 1, math.ceil(10 * part**2))
+
+
 def postprocess_maps(
-    np_prob: Numbers, hv: Numbers, tp_prob: Numbers | None = None, bounds: Bounds | None = None
+    np_prob: Numbers,
+    hv: Numbers,
+    tp_prob: Numbers | None = None,
+    bounds: Bounds | None = None,
+    mpp: float = MPP,
 ) -> tuple[Labels, NDArray[np.float64], NDArray[np.int64]]:
     """Nuclei of one region, and the probability of each class for each.
 
     Parameters
     ----------
     np_prob : (height, width)
-        Probability of nucleus, at 0.25 µm/px; as uint8 it is in 256ths.
+        Probability of nucleus; as uint8 it is in 256ths.
     hv : (height, width, 2)
         Horizontal and vertical distance maps, about -1 to 1. Whole numbers in any fixed unit give sums that are
         exact in float64, whatever their order, so that no answer hangs on where an array begins.
     tp_prob : (height, width, C)
         Probability of background (0) and each class; None when the network does not type.
-    bounds
+    bounds, mpp
         As `instances`.
 
     Returns
@@ -54,13 +90,13 @@ def postprocess_maps(
     ids : int64 (n,)
         1..n.
     """
-    inst = instances(np_prob, hv, bounds)
+    inst = instances(np_prob, hv, bounds, mpp)
     n = int(inst.max(initial=0))
     probability = class_probabilities(inst, tp_prob, n) if tp_prob is not None else np.zeros((n, 0))
     return inst, probability, np.arange(1, n + 1)
 
 
-def instances(np_prob: Numbers, hv: Numbers, bounds: Bounds | None = None) -> Labels:
+def instances(np_prob: Numbers, hv: Numbers, bounds: Bounds | None = None, mpp: float = MPP) -> Labels:
     """Nuclei of one region as an instance map with the ids 1..n.
 
     Parameters
@@ -70,16 +106,19 @@ def instances(np_prob: Numbers, hv: Numbers, bounds: Bounds | None = None) -> La
     bounds
         Lowest and highest answer of the horizontal, then of the vertical Sobel filter, which become energy 1
         and 0. None scales to the extremes of this array, which gives the very instance map that TIAToolbox's
-        HoVerNet makes.
+        HoVerNet makes, at 0.25 µm/px.
+    mpp
+        µm per px of the maps.
     """
     import cv2
 
-    pieces = drop_small(label_pieces(is_nucleus(np_prob)), SMALLEST)
+    sizes = Sizes.at(mpp)
+    pieces = drop_small(label_pieces(is_nucleus(np_prob)), sizes.smallest)
     foreground = pieces > 0
     if not foreground.any():
         return np.zeros(foreground.shape, np.int32)
-    energy = _energy(hv, 0, None if bounds is None else bounds[:2])
-    np.maximum(energy, _energy(hv, 1, None if bounds is None else bounds[2:]), out=energy)
+    energy = _energy(hv, 0, sizes.kernel, None if bounds is None else bounds[:2])
+    np.maximum(energy, _energy(hv, 1, sizes.kernel, None if bounds is None else bounds[2:]), out=energy)
     energy *= foreground
     marker = foreground & (energy < ENERGY)
     np.subtract(1, energy, out=energy)
@@ -87,17 +126,18 @@ def instances(np_prob: Numbers, hv: Numbers, bounds: Bounds | None = None) -> La
     landscape = cv2.GaussianBlur(energy, (3, 3), 0)
     np.negative(landscape, out=landscape)
     filled = fill_small_holes(marker, max(marker.shape) if bounds is None else MAX_HOLE)
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (sizes.opening, sizes.opening))
     opened = cv2.morphologyEx(filled.view(np.uint8), cv2.MORPH_OPEN, kernel)
-    markers = drop_small(label_pieces(opened), SMALLEST)
+    markers = drop_small(label_pieces(opened), sizes.smallest)
     return _renumber(_flood(landscape, markers, pieces))
 
 
-def sobel_bounds(np_prob: Numbers, hv: Numbers) -> Bounds:
+def sobel_bounds(np_prob: Numbers, hv: Numbers, mpp: float = MPP) -> Bounds:
     """Extremes of the two Sobel answers over one region: what HoVer-Net would scale that region by."""
     result: list[float] = []
+    kernel = Sizes.at(mpp).kernel
     for axis in (0, 1):
-        answer = _sobel(hv[..., axis], axis)
+        answer = _sobel(hv[..., axis], axis, kernel)
         result += [float(answer.min()), float(answer.max())]
     return result[0], result[1], result[2], result[3]
 
@@ -212,21 +252,23 @@ def _flood(
     return result
 
 
-def _sobel(values: NDArray[Any], axis: int) -> NDArray[np.float64]:
+def _sobel(values: NDArray[Any], axis: int, kernel: int) -> NDArray[np.float64]:
     import cv2
 
     dx, dy = (1, 0) if axis == 0 else (0, 1)
     if values.dtype != np.int16:
         values = np.asarray(values, np.float32)
-    return np.asarray(cv2.Sobel(values, cv2.CV_64F, dx, dy, ksize=KERNEL))
+    return np.asarray(cv2.Sobel(values, cv2.CV_64F, dx, dy, ksize=kernel))
 
 
-def _energy(hv: NDArray[Any], axis: int, bounds: tuple[float, float] | None) -> NDArray[np.float32]:
+def _energy(
+    hv: NDArray[Any], axis: int, kernel: int, bounds: tuple[float, float] | None
+) -> NDArray[np.float32]:
     if bounds is None:
         # the filter is linear, so that this first scaling matters to the last bit only
-        answer = _sobel(_unit(np.asarray(hv[..., axis], np.float32)), axis)
+        answer = _sobel(_unit(np.asarray(hv[..., axis], np.float32)), axis, kernel)
         return 1 - _unit(answer)
-    answer = _sobel(hv[..., axis], axis)
+    answer = _sobel(hv[..., axis], axis, kernel)
     low, high = bounds
     np.subtract(high, answer, out=answer)
     answer *= 1 / (high - low) if high > low else 0.0

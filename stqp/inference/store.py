@@ -39,10 +39,13 @@ class MapStore:
         Channels of ``tp``, with background.
     path
         The file; one that is there is gone on with, see `adopt`.
+    mpp
+        µm per px of the maps.
     """
 
-    def __init__(self, width: int, height: int, side: int, n_types: int, path: Path):
+    def __init__(self, width: int, height: int, side: int, n_types: int, path: Path, mpp: float = 0.25):
         self.width, self.height, self.side, self.n_types, self.path = width, height, side, n_types, path
+        self.mpp = mpp
         self._slots: dict[Cell, int] = {}
         self._free: list[int] = []
         self._end = 0

@@ -110,7 +110,7 @@ def process_tile(store: MapStore, tiling: Tiling, number: int, bounds: postproce
     inside = np.s_[region[1] - window[1] : region[3] - window[1], region[0] - window[0] : region[2] - window[0]]
     np_prob, hv, tp = store.read(region)
     np_prob *= np.r_[False, owned][clumps.labels[inside]]
-    return Seen(_nuclei(np_prob, hv, tp, region, bounds), parts, border)
+    return Seen(_nuclei(np_prob, hv, tp, region, bounds, store.mpp), parts, border)
 
 
 def process_task(store: MapStore, task: Task, bounds: postprocess.Bounds) -> Found:
@@ -118,7 +118,7 @@ def process_task(store: MapStore, task: Task, bounds: postprocess.Bounds) -> Fou
     np_prob, hv, tp = store.read(task.region)
     labels = find_clumps(np_prob, task.region).labels
     np_prob *= labels == labels[at(task.first, task.region)]
-    return _nuclei(np_prob, hv, tp, task.region, bounds, task.core)
+    return _nuclei(np_prob, hv, tp, task.region, bounds, store.mpp, task.core)
 
 
 def assemble(parts: Sequence[Found], n_types: int, scale: float = 1.0) -> tuple[Polygons, NDArray[np.float64]]:
@@ -242,10 +242,11 @@ def _nuclei(
     tp: NDArray[np.uint8],
     region: Region,
     bounds: postprocess.Bounds,
+    mpp: float,
     core: Region | None = None,
 ) -> Found:
     """Nuclei of a region; with a core, only those whose centre lies in it."""
-    inst = postprocess.instances(np_prob, hv, bounds)
+    inst = postprocess.instances(np_prob, hv, bounds, mpp)
     polygons, ids = polygonise(inst)
     if not len(ids):
         return Found.none(tp.shape[2])

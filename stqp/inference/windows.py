@@ -165,7 +165,7 @@ def slide_bounds(store: MapStore, regions: Sequence[Region], complete: bool = Tr
         foreground = int(postprocess.is_nucleus(np_prob).sum())
         if foreground:
             _, hv, _ = store.read(region)
-            bounds.append(postprocess.sobel_bounds(np_prob, hv))
+            bounds.append(postprocess.sobel_bounds(np_prob, hv, store.mpp))
             weights.append(float(foreground))
     if not complete and len(regions) > SAMPLE and len(bounds) < _ENOUGH * SAMPLE:
         return None

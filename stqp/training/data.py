@@ -27,7 +27,7 @@ CONTEXT = 24
 has its hv target from its true centre."""
 
 
-def targets(crop: Crop, margin: int) -> dict[str, torch.Tensor]:
+def targets(crop: Crop, margin: int, mpp: float = 0.25) -> dict[str, torch.Tensor]:
     """Image and targets of a crop that is `CONTEXT` px larger than the network's input on each side.
 
     Parameters
@@ -36,6 +36,8 @@ def targets(crop: Crop, margin: int) -> dict[str, torch.Tensor]:
         The crop with its context.
     margin
         Pixels of the input, on each side, that the network has no output for.
+    mpp
+        µm per px.
 
     Returns
     -------
@@ -44,7 +46,7 @@ def targets(crop: Crop, margin: int) -> dict[str, torch.Tensor]:
     """
     inner = slice(CONTEXT, crop.image.shape[0] - CONTEXT)
     cut = slice(CONTEXT + margin, crop.image.shape[0] - CONTEXT - margin)
-    hv = hv_map(split_touching_border(crop.instances))[:, cut, cut]
+    hv = hv_map(split_touching_border(crop.instances), mpp)[:, cut, cut]
     types = crop.types[cut, cut]
     unknown = types == UNKNOWN_TYPE
     weight = np.where(unknown, 0, crop.weight[cut, cut] * np.float32(1 / 255))
@@ -100,7 +102,7 @@ class TrainingCrops(Dataset[dict[str, torch.Tensor]]):
         rng = np.random.default_rng((self.seed, number))
         patch: dict[str, NDArray[Any]] = self.patches.read(int(self.rows[number % len(self.rows)]))
         field = Crop(patch["images"], patch["instances"], patch["types"], patch["valid"], patch["weight"])
-        return targets(augment(field, self.size + 2 * CONTEXT, rng, self.options), self.margin)
+        return targets(augment(field, self.size + 2 * CONTEXT, rng, self.options), self.margin, self.patches.mpp)
 
 
 class EndlessBatches(Sampler[list[int]]):

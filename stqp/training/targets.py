@@ -1,13 +1,15 @@
 """Targets of HoVer-Net from an instance map: where nuclei are, and how far from their centres."""
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 SMALLEST = 30
-"""Pixels; a nucleus with less in the crop gets no hv target, as its authors have it."""
+"""Pixels at 0.25 µm/px; a nucleus with less in the crop gets no hv target, as its authors have it."""
 
 
-def hv_map(instances: NDArray[np.integer]) -> NDArray[np.float32]:
+def hv_map(instances: NDArray[np.integer], mpp: float = 0.25) -> NDArray[np.float32]:
     """Horizontal and vertical distances to the centre of mass of each nucleus.
 
     Each side of the centre is scaled by its own extreme to [-1, 0] and [0, 1] (Graham et al. 2019, 2.2).
@@ -16,6 +18,8 @@ def hv_map(instances: NDArray[np.integer]) -> NDArray[np.float32]:
     ----------
     instances : int (H, W)
         0 is background; ids need not be consecutive.
+    mpp
+        µm per px. At coarser than 0.25 fewer pixels are enough for a nucleus, as for post-processing.
 
     Returns
     -------
@@ -36,7 +40,7 @@ def hv_map(instances: NDArray[np.integer]) -> NDArray[np.float32]:
         np.maximum.at(high, index, distance)
         scale = np.where(distance < 0, -low[index], high[index])
         result[channel, rows, columns] = distance / np.where(scale == 0, 1, scale)
-    small = counts < SMALLEST
+    small = counts < math.ceil(SMALLEST * min(1.0, 0.25 / mpp) ** 2)
     if small.any():
         lost = small[index]
         result[:, rows[lost], columns[lost]] = 0

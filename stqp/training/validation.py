@@ -112,7 +112,7 @@ def judge_patch(network: nn.Module, arch: Architecture, patches: PatchFile, row:
     true, kinds = patch["instances"][cut, cut] * valid, patch["types"][cut, cut]
     ids, first = np.unique(true, return_index=True)
     types = kinds.reshape(-1)[first][ids > 0]
-    inst, probability, _ = postprocess_maps(maps["np"] * valid, maps["hv"], maps["tp"])
+    inst, probability, _ = postprocess_maps(maps["np"] * valid, maps["hv"], maps["tp"], mpp=patches.mpp)
     predicted = class_of(probability, background=True) if len(probability) else np.empty(0, int)
     true_types = np.where(types == UNKNOWN_TYPE, 0, types).astype(np.int64)
     counts = count(from_maps(true, inst, true_types, predicted), patches.mpp, len(patches.classes))

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from perfect_maps import grid_of_nuclei, hv_maps
 
+from stqp.evaluation.scores import score_maps
 from stqp.inference import postprocess
 
 
@@ -28,6 +29,27 @@ def test_instances_equal_those_of_tiatoolbox(blur, shrink, strength):
     assert found.max() > 50
     ids = np.unique(expected)
     np.testing.assert_array_equal(found, np.searchsorted(ids, expected))
+
+
+@pytest.mark.parametrize(
+    ("mpp", "sizes"), [(0.125, (21, 5, 10)), (0.25, (21, 5, 10)), (0.26, (21, 5, 10)), (0.5, (11, 3, 3)), (1, (5, 1, 1))]
+)
+def test_sizes_are_those_of_hovernet_and_shrink_at_coarser_resolution(mpp, sizes):
+    found = postprocess.Sizes.at(mpp)
+    assert (found.kernel, found.opening, found.smallest) == sizes
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["own bounds", "bounds of the slide"])
+def test_small_nuclei_of_a_coarse_map_are_found(given):
+    inst = grid_of_nuclei(500, 40, radius=(3, 6))  # 3 to 5 µm wide at 0.5 µm/px
+    np_prob, hv = (inst > 0).astype(np.float32), hv_maps(inst)
+    found = {}
+    for mpp in (0.25, 0.5):
+        bounds = postprocess.sobel_bounds(np_prob, hv, mpp) if given else None
+        found[mpp] = postprocess.instances(np_prob, hv, bounds, mpp)
+    number = len(np.unique(inst)) - 1
+    assert found[0.5].max() > 0.99 * number and found[0.25].max() < 0.9 * number
+    assert score_maps(inst, None, found[0.5], None, 0.5, 1)["pq"] > 0.95
 
 
 def test_bounds_of_the_array_give_the_same_as_none():

@@ -52,6 +52,14 @@ def test_hv_runs_left_to_right_and_top_to_bottom():
     assert not hv_map(np.zeros((5, 5), np.int32)).any()
 
 
+def test_small_nuclei_have_a_target_at_coarse_resolution():
+    instances = np.zeros((20, 20), np.int32)
+    instances[2:5, 2:5], instances[10:12, 10:12] = 1, 2  # 2.25 and 1 µm² at 0.5 µm/px
+    assert not hv_map(instances).any() and not hv_map(instances, 0.2).any()
+    hv = hv_map(instances, 0.5)
+    assert hv[:, instances == 1].any() and not hv[:, instances == 2].any()
+
+
 def test_a_nucleus_cut_in_two_becomes_two():
     instances = np.zeros((20, 20), np.int32)
     instances[2:6, 2:6] = instances[12:16, 12:16] = 4
