@@ -261,9 +261,7 @@ def _sobel(values: NDArray[Any], axis: int, kernel: int) -> NDArray[np.float64]:
     return np.asarray(cv2.Sobel(values, cv2.CV_64F, dx, dy, ksize=kernel))
 
 
-def _energy(
-    hv: NDArray[Any], axis: int, kernel: int, bounds: tuple[float, float] | None
-) -> NDArray[np.float32]:
+def _energy(hv: NDArray[Any], axis: int, kernel: int, bounds: tuple[float, float] | None) -> NDArray[np.float32]:
     if bounds is None:
         # the filter is linear, so that this first scaling matters to the last bit only
         answer = _sobel(_unit(np.asarray(hv[..., axis], np.float32)), axis, kernel)

@@ -32,7 +32,8 @@ def test_instances_equal_those_of_tiatoolbox(blur, shrink, strength):
 
 
 @pytest.mark.parametrize(
-    ("mpp", "sizes"), [(0.125, (21, 5, 10)), (0.25, (21, 5, 10)), (0.26, (21, 5, 10)), (0.5, (11, 3, 3)), (1, (5, 1, 1))]
+    ("mpp", "sizes"),
+    [(0.125, (21, 5, 10)), (0.25, (21, 5, 10)), (0.26, (21, 5, 10)), (0.5, (11, 3, 3)), (1, (5, 1, 1))],
 )
 def test_sizes_are_those_of_hovernet_and_shrink_at_coarser_resolution(mpp, sizes):
     found = postprocess.Sizes.at(mpp)
