@@ -181,6 +181,29 @@ def test_cells_are_trained_at_the_same_time(folder, tmp_path):
             assert float((values.double() - both[1][name].double()).abs().mean()) < 1e-4
 
 
+def test_a_bug_of_a_cell_is_told_as_a_bug_when_the_others_are_done(folder, tmp_path, monkeypatch):
+    from distributed import Client
+
+    from stqp.experiments import study
+
+    ran = []
+
+    def run_cell(study, cell, *_):
+        ran.append(cell.name)
+        if cell.seed == 0:
+            raise InputError("no nuclei") if cell.variant == "fine" else ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(study, "prepare", lambda *_: {})
+    monkeypatch.setattr(study, "run_cell", run_cell)
+    monkeypatch.setattr(
+        "stqp.inference.scheduling.connected", lambda _: Client(processes=False, dashboard_address="127.0.0.1:0")
+    )
+    with pytest.raises(RuntimeError, match=r"visual-lite-seed0: a worker failed:") as told:
+        run_study(folder / "study.toml", tmp_path / "out", scheduler=Scheduler("local", 2))
+    assert "ZeroDivisionError: a bug" in str(told.value) and "fine" not in str(told.value)  # bad input is no bug
+    assert len(ran) == 4
+
+
 def test_several_data_sets_are_one_file_with_the_classes_asked_for(folder, tmp_path):
     text = STUDY.replace('[variants.visual]\ntrain = "slide"', '[variants.visual]\ntrain = ["slide", "tiles"]')
     text = text.replace('labels = "label"', 'classes = ["Connective", "Inflammatory"]').replace(

@@ -20,7 +20,7 @@ from stqp.errors import EnvironmentProblem, InputError, UsageError
 from stqp.inference import one
 from stqp.inference.one import Settings
 from stqp.inference.run import predict_targets
-from stqp.inference.scheduling import Scheduler, run_on, slurm_cluster
+from stqp.inference.scheduling import Scheduler, connected, run_on, slurm_cluster
 from stqp.inference.status import Status, read_status
 from stqp.qupath.project import QuPathProject
 
@@ -69,6 +69,17 @@ def test_a_local_cluster_gives_what_one_after_the_other_gives(slides, tmp_path):
     states = {s["image"]: s for s in read_status(tmp_path / "both")}
     assert states["s2.png"]["state"] == "done" and states["s2.png"]["nuclei"] == INST.max()
     assert states["broken.tif"]["state"] == "failed" and "cannot be read" in states["broken.tif"]["error"]
+
+
+def test_workers_keep_freed_memory_and_take_their_part_of_the_processors(monkeypatch):
+    names = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "OMP_NUM_THREADS")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    with connected(Scheduler("local", 1)) as client:
+        environment = {name: client.submit(os.getenv, name).result() for name in names}
+    assert int(environment["MALLOC_TRIM_THRESHOLD_"]) > 2**25  # Dask's own is 65536
+    assert int(environment["MALLOC_MMAP_THRESHOLD_"]) >= 2**25
+    assert environment["OMP_NUM_THREADS"] == str(os.cpu_count())
 
 
 def test_schedulers_that_are_not_there(slides, tmp_path, monkeypatch):
@@ -231,7 +242,8 @@ def test_slurm_workers_take_a_slide_at_a_time(monkeypatch):
         script = cluster.job_script()
     finally:
         cluster.close()
-    for line in ("#SBATCH -p gpu", "#SBATCH --cpus-per-task=6", "#SBATCH -t 02:00:00", "export OMP_NUM_THREADS=6"):
+    lines = ["#SBATCH -p gpu", "#SBATCH --cpus-per-task=6", "#SBATCH -t 02:00:00", "export OMP_NUM_THREADS=6"]
+    for line in (*lines, "export MALLOC_TRIM_THRESHOLD_=67108864"):
         assert line in script
     assert "--nthreads 1" in script
     with pytest.raises(UsageError, match="nonsense"):
