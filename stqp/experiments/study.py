@@ -19,6 +19,7 @@ from stqp.record import RunRecord
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 _BUG = "a worker failed:"
+_TOPIC = "stqp-cells"  # of what workers say of their cells
 
 
 def run_study(
@@ -112,10 +113,22 @@ def _run_on(
     from stqp.inference.scheduling import connected
 
     bugs: list[str] = []
+    running: dict[str, str] = {}
+    ended: set[str] = set()
+
+    def hear(event: tuple[float, dict[str, str]]) -> None:
+        """Show what the workers are at; called by the client's own thread."""
+        running[event[1]["cell"]] = event[1]["step"]
+        if progress is not None:
+            steps = [f"{name}: {step}" for name, step in [*running.items()] if name not in ended]
+            progress(len(ended), len(cells), ", ".join(steps))
+
     with connected(scheduler) as client:
+        client.subscribe_topic(_TOPIC, hear)
         tasks = {client.submit(_task, study, cell, inputs, out, device, pure=False, retries=0): cell for cell in cells}
-        for done, task in enumerate(as_completed([*tasks]), start=1):
+        for task in as_completed([*tasks]):
             cell = tasks[task]
+            ended.add(cell.name)
             error = f"the worker is gone ({task.exception()})" if task.status == "error" else task.result()
             if error:
                 failed.append(f"{cell.name}: {error}")
@@ -123,15 +136,26 @@ def _run_on(
             if error and error.startswith(_BUG):
                 bugs.append(failed[-1])
             if progress is not None:
-                progress(done, len(cells), cell.name)
+                progress(len(ended), len(cells), cell.name)
     if bugs:  # the other cells are done by now
         raise RuntimeError("\n".join(bugs))
 
 
 def _task(study: Study, cell: Cell, inputs: dict[str, Path], out: Path, device: str) -> str | None:
     """Run one cell on a worker; errors come back as text."""
+    from distributed import get_worker
+
+    last = ""
+
+    def say(step: str, fraction: float) -> None:
+        nonlocal last
+        now = f"{step} {fraction:.0%}" if fraction else step
+        if now != last:
+            get_worker().log_event(_TOPIC, {"cell": cell.name, "step": now})
+        last = now
+
     try:
-        run_cell(study, cell, inputs, out, device)
+        run_cell(study, cell, inputs, out, device, say)
     except StqpError as error:
         return str(error)
     except Exception:

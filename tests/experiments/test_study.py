@@ -186,9 +186,10 @@ def test_a_bug_of_a_cell_is_told_as_a_bug_when_the_others_are_done(folder, tmp_p
 
     from stqp.experiments import study
 
-    ran = []
+    ran, said = [], []
 
-    def run_cell(study, cell, *_):
+    def run_cell(study, cell, inputs, out, device, say):
+        say("training", 0.25)
         ran.append(cell.name)
         if cell.seed == 0:
             raise InputError("no nuclei") if cell.variant == "fine" else ZeroDivisionError("a bug")
@@ -199,7 +200,10 @@ def test_a_bug_of_a_cell_is_told_as_a_bug_when_the_others_are_done(folder, tmp_p
         "stqp.inference.scheduling.connected", lambda _: Client(processes=False, dashboard_address="127.0.0.1:0")
     )
     with pytest.raises(RuntimeError, match=r"visual-lite-seed0: a worker failed:") as told:
-        run_study(folder / "study.toml", tmp_path / "out", scheduler=Scheduler("local", 2))
+        run_study(
+            folder / "study.toml", tmp_path / "out", scheduler=Scheduler("local", 2), progress=lambda *s: said.append(s)
+        )
+    assert any("-lite-seed1: training 25%" in text for _, _, text in said) and max(said)[:2] == (4, 4)
     assert "ZeroDivisionError: a bug" in str(told.value) and "fine-lite" not in str(told.value)  # bad input is no bug
     assert len(ran) == 4
 
