@@ -1,52 +1,22 @@
-"""What is cut: pixels, maps, doubt; kills, copies, broken input."""
+"""What is cut: pixels, maps, doubt, broken input."""
 
 import dataclasses
-import errno
 import json
 import re
-import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import cv2
-import loky
 import numpy as np
 import pytest
+from patches.cutting import cut
 from patches.projects import CLASSES, make_project
 
-from stqp.errors import EnvironmentProblem, InputError
-from stqp.patches import parts
-from stqp.patches.cut import cut_patches
-from stqp.patches.options import CutOptions
-from stqp.patches.store import TRAINING, UNKNOWN_TYPE, VALIDATION, PatchFile, PatchWriter
+from stqp.errors import InputError
+from stqp.patches.store import TRAINING, UNKNOWN_TYPE, VALIDATION
 from stqp.polygons import Polygons
 from stqp.qupath.objects import ObjectKind, PathObjects
 from stqp.qupath.ownership import stamp
 from stqp.qupath.project import QuPathProject
-from stqp.record import RunRecord
 from stqp.slides import open_slide
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    return make_project(tmp_path_factory.mktemp("cut") / "project", ((700, 500), (410, 390)))
-
-
-def cut(project, path, workers=1, **options):
-    record = RunRecord("test", {})
-    options = {"size": 64, "block": 40.0, "guard": 0.0, **options}
-    projects = project if isinstance(project, list) else [project]
-    made = cut_patches(projects, path, record, CutOptions(**options), workers=workers)
-    return made, PatchFile(path), record
-
-
-def content(path):
-    patches = PatchFile(path)
-    rows = [patches.read(i) for i in range(len(patches))]
-    columns = [patches.side.tolist(), patches.origin.tolist(), patches.source.tolist(), patches.counts.tolist()]
-    return [patches.about, columns, {name: np.stack([r[name] for r in rows]).tobytes() for name in rows[0]}]
 
 
 def reference(slide, objects, origin, size, step, names):
@@ -103,153 +73,6 @@ def test_every_pixel_of_a_block_is_in_a_patch(project, tmp_path):
     for item in made.split["training"] + made.split["validation"]:
         for x0, y0, x1, y1 in item["boxes"]:
             assert covered[item["entry"]][int(np.ceil(y0)) : int(y1), int(np.ceil(x0)) : int(x1)].all()
-
-
-def test_processes_cut_the_same(project, tmp_path, monkeypatch):
-    monkeypatch.setattr("stqp.patches.cut._BATCH", 64 * 64 * 8)
-    cut(project, tmp_path / "one.h5")
-    seen = []
-    options = CutOptions(size=64, block=40.0, guard=0.0)
-    cut_patches(
-        [project],
-        tmp_path / "two.h5",
-        RunRecord("t", {}),
-        options,
-        workers=2,
-        progress=lambda d, n: seen.append((d, n)),
-    )
-    assert content(tmp_path / "one.h5") == content(tmp_path / "two.h5")
-    assert seen[-1][0] == seen[-1][1] and len(seen) > 3 and sorted(seen) == seen
-    assert not parts.parts_folder(tmp_path / "two.h5").exists()
-
-
-def test_a_stopped_cut_goes_on(project, tmp_path, monkeypatch):
-    monkeypatch.setattr("stqp.patches.cut._BATCH", 64 * 64 * 8)
-    cut(project, tmp_path / "whole.h5")
-
-    def stop(done, total):
-        if done > total // 2:
-            raise KeyboardInterrupt
-
-    options = CutOptions(size=64, block=40.0, guard=0.0)
-    with pytest.raises(KeyboardInterrupt):
-        cut_patches([project], tmp_path / "p.h5", RunRecord("t", {}), options, workers=1, progress=stop)
-    folder = parts.parts_folder(tmp_path / "p.h5")
-    kept = sorted(folder.glob("*.h5"))
-    times = [p.stat().st_mtime_ns for p in kept]
-    assert kept and not (tmp_path / "p.h5").exists()
-    kept[1].write_bytes(kept[1].read_bytes()[:1000])  # a disk may lose the end of what was written last
-    drawn = []
-    draw = parts.draw_batch
-    monkeypatch.setattr(parts, "draw_batch", lambda b, s, path: (drawn.append(path.name), draw(b, s, path))[1])
-    _, _, record = cut(project, tmp_path / "p.h5")
-    assert content(tmp_path / "p.h5") == content(tmp_path / "whole.h5")
-    assert kept[0].name not in drawn and kept[1].name in drawn and times
-    assert record.counts["blocks that were cut before the last cut stopped"] > 0 and not folder.exists()
-
-
-def test_a_killed_cut_goes_on(project, tmp_path):
-    script = (
-        "from pathlib import Path; from stqp.patches import cut; from stqp.patches.options import CutOptions\n"
-        "from stqp.record import RunRecord\n"
-        "cut._BATCH = 64 * 64 * 4\n"
-        "import time\n"
-        "def slow(d, n): print(d, flush=True); time.sleep(0.2)\n"
-        f"cut.cut_patches([Path({str(project)!r})], Path({str(tmp_path / 'p.h5')!r}), RunRecord('t', {{}}), "
-        "CutOptions(size=64, block=40.0, guard=0.0), workers=1, progress=slow)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
-        for _ in range(3):
-            process.stdout.readline()
-        process.kill()
-    folder = parts.parts_folder(tmp_path / "p.h5")
-    assert not (tmp_path / "p.h5").exists() and len([*folder.glob("*.h5")]) >= 2
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stqp.patches.cut._BATCH", 64 * 64 * 4)
-        _, _, record = cut(project, tmp_path / "p.h5")
-        cut(project, tmp_path / "whole.h5")
-    assert record.counts["blocks that were cut before the last cut stopped"] >= 2
-    assert content(tmp_path / "p.h5") == content(tmp_path / "whole.h5")
-
-
-def test_what_is_unchanged_is_not_cut_again(tmp_path):
-    project = make_project(tmp_path / "project", ((300, 300),))
-    cut(project, tmp_path / "p.h5")
-    stamp = (tmp_path / "p.h5").stat().st_mtime_ns
-    made, _, record = cut(project, tmp_path / "p.h5")
-    assert made.reused and (tmp_path / "p.h5").stat().st_mtime_ns == stamp and made.split["training"]
-    assert "left as they are" in record.counts["patches"] and record.results["labels"]
-    shutil.copytree(project, tmp_path / "elsewhere" / "project")  # other places, the same data
-    with QuPathProject.open(project, "r+") as opened:
-        entry = opened.entries[0]
-        objects = entry.read_objects()
-        changed = objects.take([0])
-        changed.classes[:] = "Dead"
-        entry.update_objects([0], changed)
-    made, _, _ = cut(project, tmp_path / "p.h5")
-    assert not made.reused and "Dead" in made.classes
-    made, _, _ = cut(project, tmp_path / "p.h5", seed=1)
-    assert not made.reused
-    made, _, _ = cut(project, tmp_path / "p.h5", seed=1)
-    assert made.reused
-    content = (tmp_path / "p.h5").read_bytes()
-    (tmp_path / "p.h5").write_bytes(content[: len(content) // 2])
-    made, _, _ = cut(project, tmp_path / "p.h5", seed=1)
-    assert not made.reused and len(PatchFile(tmp_path / "p.h5"))
-    image = tmp_path / "slide0.tif"
-    raw = bytearray(image.read_bytes())
-    raw[len(raw) // 2] ^= 1
-    image.write_bytes(raw)
-    assert not cut(project, tmp_path / "p.h5", seed=1)[0].reused
-
-
-def test_two_cuts_of_one_file(project, tmp_path):
-    with parts.keeping_parts(tmp_path / "p.h5", "x"), pytest.raises(EnvironmentProblem, match="is being written"):
-        cut(project, tmp_path / "p.h5")
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_full_disk(project, tmp_path, monkeypatch, workers):
-    cut(project, tmp_path / "p.h5", seed=5)
-    before = (tmp_path / "p.h5").read_bytes()
-
-    def full(self, data):
-        self._error = self._error or OSError(errno.ENOSPC, "no space")
-        return memoryview(data).nbytes
-
-    if workers == 1:
-        monkeypatch.setattr("stqp.hdf5.CarefulFile.write", full)
-    else:  # the parts are whole, what they are put together to is not
-
-        def refuse(*_):
-            raise OSError(errno.ENOSPC, "no space")
-
-        monkeypatch.setattr(PatchWriter, "extend", refuse)
-    with pytest.raises(EnvironmentProblem, match=r"p\.h5.*disk is full"):
-        cut(project, tmp_path / "p.h5", workers=workers)
-    assert (tmp_path / "p.h5").read_bytes() == before
-    assert [p for p in tmp_path.iterdir() if p.name.endswith(".part")] == []
-    assert parts.parts_folder(tmp_path / "p.h5").exists() == (workers == 2)  # what is done is kept
-
-
-def test_a_worker_that_dies_is_replaced(project, tmp_path, monkeypatch):
-    monkeypatch.setattr("stqp.patches.cut._BATCH", 64 * 64 * 8)
-    cut(project, tmp_path / "one.h5")
-    submit = loky.ProcessPoolExecutor.submit
-
-    def deadly(self, function, *arguments):
-        return submit(self, _die if arguments[-1].name == "000002.h5" else function, *arguments)
-
-    monkeypatch.setattr(loky.ProcessPoolExecutor, "submit", deadly)
-    cut(project, tmp_path / "two.h5", workers=2)
-    assert content(tmp_path / "one.h5") == content(tmp_path / "two.h5")
-
-
-def _die(*_):
-    import os
-
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(5)
 
 
 def graded(i, polygons):
@@ -463,8 +286,3 @@ def test_stain_is_measured_where_the_import_did_not(sample, tmp_path):
         entry.write_objects(moved, replace=lambda now: np.ones(len(now), bool))
     with pytest.raises(InputError, match="is left; the limits"):
         cut(tmp_path / "project", tmp_path / "p.h5", max_misalignment=5.0, size=128, block=64.0)
-
-
-def test_processes_are_started_where_they_are_worth_it():
-    assert parts.default_workers(10) == parts.default_workers(1000) == 1
-    assert 1 <= parts.default_workers(10**6) <= 16
