@@ -90,6 +90,25 @@ def progress_bar(label: str, unit: str = "it") -> Iterator[Callable[[int, int], 
         bar.close()
 
 
+@contextmanager
+def step_bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Give a callback `(done, total, name)` that draws a bar with the name of the step on stderr."""
+    from tqdm import tqdm
+
+    bar: Any = tqdm(desc=label, unit="step", file=sys.stderr, disable=None, leave=False)
+    try:
+
+        def update(done: int, total: int, name: str) -> None:
+            bar.total = total
+            bar.set_description(f"{label}: {name}", refresh=False)
+            bar.update(done - bar.n)
+            bar.refresh()
+
+        yield update
+    finally:
+        bar.close()
+
+
 def type_names(texts: tuple[str, ...]) -> dict[int, str]:
     """Names of types by number, of texts such as ``1=Inflammatory``.
 

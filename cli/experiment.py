@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import click
-from stqp_cli.common import PATH, json_option, report, set_up_logging, verbose_option
+from stqp_cli.common import PATH, json_option, report, set_up_logging, step_bar, verbose_option
 
 from stqp.errors import InputError, UsageError
 
@@ -45,8 +45,6 @@ def command(
     set_up_logging(verbose)
     if scheduler is None and workers:
         raise UsageError("--workers needs --scheduler")
-    from stqp_cli.label import step_bar
-
     from stqp.experiments.study import run_study
     from stqp.experiments.tables import MARKDOWN
     from stqp.inference.scheduling import Scheduler

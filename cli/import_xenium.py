@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from stqp_cli.common import PATH, backend_option, json_option, progress_bar, report, set_up_logging, verbose_option
+from stqp_cli.common import PATH, backend_option, json_option, report, set_up_logging, step_bar, verbose_option
 from stqp_cli.typing_options import typing_options
 
 from stqp.files import without_nan
@@ -154,7 +154,7 @@ def command(
     assert outs is not None
     from stqp.importing.xenium import import_xenium
 
-    with progress_bar("Importing", "step") as progress:
+    with step_bar("Importing") as progress:
         record = import_xenium(outs, project=project, progress=progress, **options)
     report(record, as_json, *_classes(record), f"project: {record.results['project']}")
 
@@ -177,7 +177,7 @@ def _import_many(manifest: Path, outs: Path | None, project: Path, options: dict
             click.echo(f"\n{number} of {of}: {outcome.results['sample']}")
             report(outcome, False, *_classes(outcome))
 
-    with progress_bar("Importing", "step") as progress:
+    with step_bar("Importing") as progress:
         records, failed = import_manifest(manifest, project, given, done, progress)
     if as_json:
         content = {

@@ -1,12 +1,10 @@
 """`stqp label`."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
-from stqp_cli.common import PATH, json_option, report, set_up_logging, verbose_option
+from stqp_cli.common import PATH, json_option, report, set_up_logging, step_bar, verbose_option
 from stqp_cli.typing_options import typing_options
 
 EPILOG = """\b
@@ -40,27 +38,6 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> l
         return [int(part) for part in value.split(",") if part.strip()]
     except ValueError as error:
         raise click.BadParameter(f"expected numbers of clusters such as 3,7, found {value!r}") from error
-
-
-@contextmanager
-def step_bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Give a callback `(done, total, name)` that draws a bar with the name of the step on stderr."""
-    import sys
-
-    from tqdm import tqdm
-
-    bar: Any = tqdm(desc=label, unit="step", file=sys.stderr, disable=None, leave=False)
-    try:
-
-        def update(done: int, total: int, name: str) -> None:
-            bar.total = total
-            bar.set_description(f"{label}: {name}", refresh=False)
-            bar.update(done - bar.n)
-            bar.refresh()
-
-        yield update
-    finally:
-        bar.close()
 
 
 @click.command(epilog=EPILOG)

@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from stqp_cli.common import PATH, json_option, report, set_up_logging, verbose_option
-from stqp_cli.label import step_bar
+from stqp_cli.common import PATH, json_option, report, set_up_logging, step_bar, verbose_option
 
 EPILOG = """\b
 Examples:

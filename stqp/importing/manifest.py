@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 from stqp.cohorts import read_rows
 from stqp.errors import InputError, StqpError
+from stqp.importing.typing import Progress
 from stqp.importing.xenium import import_xenium
 from stqp.record import RunRecord
 
@@ -45,7 +46,7 @@ def import_manifest(
     project: str | Path,
     defaults: dict[str, Any],
     done: Callable[[int, int, RunRecord | StqpError], None] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[list[RunRecord], list[tuple[str, StqpError]]]:
     """Import every run of a manifest into one project; one that fails does not stop the others.
 
@@ -60,7 +61,7 @@ def import_manifest(
     done
         Called after each run with its number, how many there are, and its record or error.
     progress
-        Called with steps done and in total, over all runs.
+        Called with steps done and in total, over all runs, and what is being done.
 
     Returns
     -------
@@ -73,9 +74,9 @@ def import_manifest(
     failed: list[tuple[str, StqpError]] = []
     for number, row in enumerate(rows):
 
-        def step(now: int, of: int, before: int = number) -> None:
+        def step(now: int, of: int, doing: str, before: int = number) -> None:
             if progress is not None:
-                progress(before * of + now, len(rows) * of)
+                progress(before * of + now, len(rows) * of, f"{before + 1} of {len(rows)}: {doing}")
 
         outcome: RunRecord | StqpError
         try:

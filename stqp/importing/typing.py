@@ -119,7 +119,20 @@ def typing_options(
     return prepared({**given, "method": method, "class_map": class_map})
 
 
-def type_nuclei(sample: SpatialSample, expression: Any, options: Mapping[str, Any], record: RunRecord) -> Typing:
+def typing_steps() -> int:
+    """Steps that `type_nuclei` tells of."""
+    from stqp.celltyping.clustering import STEPS
+
+    return STEPS
+
+
+def type_nuclei(
+    sample: SpatialSample,
+    expression: Any,
+    options: Mapping[str, Any],
+    record: RunRecord,
+    progress: Progress | None = None,
+) -> Typing:
     """Type the cells of a sample that is not written yet; its nuclei and its AnnData take what comes out.
 
     Parameters
@@ -132,8 +145,10 @@ def type_nuclei(sample: SpatialSample, expression: Any, options: Mapping[str, An
         Of `typing_options`.
     record
         Of the run.
+    progress
+        As of `stqp.celltyping.methods.type_cells`.
     """
-    typed = type_sample(expression, "the run's counts", options)
+    typed = type_sample(expression, "the run's counts", options, progress)
     for note in typed.summary.get("notes", []):
         record.results.setdefault("notes", []).append(note)
     nuclei, at = sample.nuclei, sample.nuclei.cell

@@ -6,7 +6,6 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from stqp.hdf5 import write_anndata
 from stqp.importing.objects import KINDS, class_table, to_objects
 from stqp.importing.region import find_region
 from stqp.importing.staged import StagedFiles
-from stqp.importing.typing import show_classes, stage_typing, type_nuclei, typing_options
+from stqp.importing.typing import Progress, show_classes, stage_typing, type_nuclei, typing_options, typing_steps
 from stqp.qupath.backends import DEFAULT_BACKEND, check_backend, open_project
 from stqp.qupath.entry import ProjectEntry
 from stqp.qupath.objects import PathObjects
@@ -76,7 +75,7 @@ def import_xenium(
     reference_key: str | None = None,
     tumour_genes: str | Path | None = None,
     tumour_origin: str = "epithelial",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> RunRecord:
     """Turn a Xenium run and its H&E into typed nuclei of a QuPath project.
 
@@ -133,7 +132,7 @@ def import_xenium(
     markers, taxonomy, resolution, seed, species, reference, reference_key, tumour_genes, tumour_origin
         How, see there; `taxonomy` is a TOML file, and `tumour_genes` a text file of names.
     progress
-        Called with (steps done, steps in all).
+        Called with steps done, steps in all, and what is being done.
 
     Returns
     -------
@@ -164,10 +163,17 @@ def import_xenium(
     part = None if region is None else find_region(region, project, he)
     record = RunRecord(COMMAND, arguments)
 
-    def step(done: int) -> None:
-        if progress is not None:
-            progress(done, _STEPS)
+    more = 0 if typing is None else typing_steps()
 
+    def step(done: int, doing: str) -> None:
+        if progress is not None:
+            progress(done + (more if done > 1 else 0), _STEPS + more, doing)
+
+    def typing_step(done: int, _: int, doing: str) -> None:
+        if progress is not None:
+            progress(1 + done, _STEPS + more, f"typing: {doing}")
+
+    step(0, "reading the run and its slide")
     sample = read_xenium_sample(
         outs,
         he,
@@ -187,15 +193,15 @@ def import_xenium(
         refine=refine,
         refine_limit=refine_limit,
     )
-    step(1)
+    step(1, "counting transcripts")
     expression = sample.expression()
-    typed = None if typing is None else type_nuclei(sample, expression, typing, record)
+    typed = None if typing is None else type_nuclei(sample, expression, typing, record, typing_step)
     if labels is None and typed is None:
         record.warn(f"no labels were given, so every nucleus is {UNKNOWN}; stqp label types them")
     source, run = f"{COMMAND}:{sample.id}", uuid.uuid4().hex[:12]
     ids = object_uuids(sample.id, sample.nuclei.cell_id, sample.nuclei.position)
     objects = to_objects(sample, as_kind, ids)
-    step(2)
+    step(2, "adding the image")
     with open_project(project, "a", backend) as qupath:
         before = {entry.id for entry in qupath.entries}
         with open_slide(he, sample.mpp) as slide:
@@ -224,7 +230,7 @@ def import_xenium(
         with StagedFiles(entry.stqp_folder) as staged:
             description = _describe(sample, run, record, entry, fresh)
             write_anndata(staged.path(description["expression"]), expression)
-            step(3)
+            step(3, "writing nuclei")
             ever[f"ids-{sample.id}"] = _pack(deleted.union(ids.tolist()))
             with files.disk_errors(entry.stqp_folder), staged.path(KNOWN_FILE).open("wb") as file:
                 np.savez(file, **ever)
@@ -234,12 +240,12 @@ def import_xenium(
             # by id: what a person drew or corrected is never in the mask
             gone = set(present.ids[own & ~kept].tolist())
             entry.write_objects(new, replace=lambda now: np.array([i in gone for i in now.ids.tolist()], bool))
-            step(4)
+            step(4, "saving the project")
             record.write(staged.path(RECORD_FILE))
             staged.place()
             qupath.save()
             image = entry.id
-    step(_STEPS)
+    step(_STEPS, "done")
     return record
 
 

@@ -30,7 +30,10 @@ def write_csv(folder, samples, **more):
 
 def test_two_runs_into_one_project(two, tmp_path):
     folder, samples = two
-    records, failed = import_manifest(write_csv(folder, samples, min_transcripts="5"), tmp_path / "p", {"qc": False})
+    manifest, said = write_csv(folder, samples, min_transcripts="5"), []
+    records, failed = import_manifest(manifest, tmp_path / "p", {"qc": False}, progress=lambda *step: said.append(step))
+    assert [s[0] for s in said] == [*range(6), *range(5, 11)] and {s[1] for s in said} == {10}
+    assert said[6][2].startswith("2 of 2: reading")
     assert not failed and [r.results["sample"] for r in records] == ["A", "B"]
     assert [r.arguments["min_transcripts"] for r in records] == [5, 5] and records[0].arguments["qc"] is False
     with QuPathProject.open(tmp_path / "p") as project:

@@ -110,7 +110,14 @@ def patch_classes(project, folder):
 
 def test_an_import_with_a_taxonomy_gives_the_same_as_label(sample, tmp_path, taxonomy):
     first, second = tmp_path / "first", tmp_path / "second"
-    import_xenium(sample.outs, sample.he, sample.alignment, first, cell_types="stqp", taxonomy=taxonomy, seed=3)
+    said = []
+    import_xenium(
+        sample.outs, sample.he, sample.alignment, first, cell_types="stqp", taxonomy=taxonomy, seed=3,
+        progress=lambda *step: said.append(step),
+    )  # fmt: skip
+    done, total, names = zip(*said, strict=True)
+    assert [*done] == sorted(done) and {*total} == {done[-1]} and done[0] == 0
+    assert names[0].startswith("reading") and "typing: Leiden" in names and names[-1] == "done"
     import_xenium(sample.outs, sample.he, sample.alignment, second)
     label_project(second, taxonomy=taxonomy, seed=3)
     one, other = check(first, sample), check(second, sample)
