@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stqp import files
 from stqp.errors import EnvironmentProblem, StqpError, UsageError
 from stqp.importing.staged import StagedFiles
-from stqp.inference.tiatoolbox_files import CLASS_FILE, SCRIPT_FILE, lite_class, script
+from stqp.inference.tiatoolbox_files import CLASS_FILE, SCRIPT_FILE, lite_class, resolution_note, script
 from stqp.record import RunRecord
 from stqp.training.checkpoints import Checkpoint, load_network, read_checkpoint
 from stqp.training.manifest import IOCONFIG, MANIFEST, WEIGHTS, ioconfig, versions, write_ioconfig
@@ -146,6 +146,8 @@ def _to_tiatoolbox(checkpoint: Checkpoint, about: Mapping[str, Any], staged: Sta
 
         theirs = HoVerNet(num_types=checkpoint.num_types, mode=checkpoint.architecture, nuc_type_dict=names)
     theirs.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True), strict=True)
+    if note := resolution_note(checkpoint.mpp):
+        record.warn(note)
     record.count("run", f"python {staged.folder / SCRIPT_FILE} SLIDE --out results")
     return _difference(checkpoint, _tuple_of(theirs.eval(), checkpoint), resize=False)
 

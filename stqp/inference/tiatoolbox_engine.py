@@ -14,6 +14,7 @@ from stqp.errors import InputError, StqpError, UsageError
 from stqp.inference.detections import Detections
 from stqp.inference.engine import slide_mpp
 from stqp.inference.model import Predictor, downsample_of
+from stqp.inference.tiatoolbox_files import resolution_note
 from stqp.polygonise import polygonise
 from stqp.polygons import Polygons
 from stqp.slides import Slide
@@ -62,6 +63,8 @@ def predict_with_tiatoolbox(
     if make is None:
         raise UsageError(f"the model {predictor.name} is none that TIAToolbox's engine can run")
     mpp = slide_mpp(slide)
+    if note := resolution_note(predictor.mpp):
+        logger.warning("%s", note)
     from tiatoolbox.models.engine.io_config import IOInstanceSegmentorConfig
     from tiatoolbox.models.engine.multi_task_segmentor import MultiTaskSegmentor
 

@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 from stqp import __version__
+from stqp.inference.postprocess import MPP, Sizes
 from stqp.training.network import ARCHITECTURES
 
 CLASS_FILE, SCRIPT_FILE = "hovernet_lite.py", "run_tiatoolbox.py"
@@ -129,3 +130,13 @@ def lite_class() -> str:
         '"""\n'
     )
     return head + "\n" + "\n".join(imports) + "\n\n" + "\n\n\n".join(body) + "\n"
+
+
+def resolution_note(mpp: float) -> str | None:
+    """What to say of a network of `mpp` µm/px in TIAToolbox; None where that finds what stqp finds."""
+    if Sizes.at(mpp) == Sizes():
+        return None
+    return (
+        f"TIAToolbox's post-processing is made for {MPP:g} µm/px; at the network's {mpp:g} it loses nuclei that stqp "
+        "finds"
+    )

@@ -59,6 +59,14 @@ def test_the_same_network_gives_the_same_nuclei_in_tiatoolboxs_engine(tmp_path):
     assert scores["dq"] == 1 and scores["sq"] > 0.999 and scores["type_accuracy"] == 1
 
 
+@pytest.mark.parametrize(("mpp", "said"), [(0.25, False), (0.2125, False), (0.5, True)])
+def test_coarse_networks_are_warned_of(tmp_path, caplog, mpp, said):
+    Image.fromarray(paint(grid_of_nuclei(300, 7), np.ones(49, int))).save(tmp_path / "s.png")
+    with open_slide(tmp_path / "s.png", mpp=mpp) as slide:
+        predict_with_tiatoolbox(slide, ColourNetwork(mpp=mpp), tissue=False)
+    assert ("at the network's 0.5 it loses nuclei" in caplog.text) == said
+
+
 def test_what_tiatoolbox_cannot_run_is_said(tmp_path):
     class Other(ColourNetwork):
         tiatoolbox_network = None
