@@ -160,6 +160,10 @@ def test_a_study_runs_from_its_file_and_goes_on_where_it_was(folder, tmp_path):
     run_study(path, tmp_path / "out", progress=lambda done, total, name: steps.append(name))
     after = (tmp_path / "out" / "runs" / "visual-lite-seed0" / "train" / "model.pth").stat().st_mtime_ns
     assert weights == after and sum("training" in s for s in steps) == sum("100%" in s for s in steps)
+    predicted = sum("predicting" in s for s in steps)
+    path.write_text(text.replace("held_out = true", 'held_out = true\nrelabel = { Neoplastic = "Unknown" }'), "utf-8")
+    run_study(path, tmp_path / "out", progress=lambda done, total, name: steps.append(name))
+    assert predicted and sum("predicting" in s for s in steps) == predicted
     path.write_text(text.replace("max_steps = 1", "max_steps = 2"), encoding="utf-8")
     with pytest.raises(UsageError, match="another network"):
         run_study(path, tmp_path / "out")
