@@ -131,7 +131,9 @@ def _head(study: Study, test: str) -> str:
 
 def _sentences(study: Study, scores: Scores, test: str) -> list[str]:
     one = study.tests[test]
-    trainings = f"{len(study.seeds)} trainings" if len(study.seeds) > 1 else "one training"
+    numbers = sorted({row.seeds for row in scores.rows if row.test == test and row.network}) or [0]
+    number = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+    trainings = "one training" if number == "1" else f"{number} trainings"
     result = [
         f"Scores are pooled over nuclei, and over {trainings} a row; intervals are 95 % (BCa) over "
         f"{scores.units.get(test, 'nothing')}. ± is the standard deviation over trainings."

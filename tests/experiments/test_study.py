@@ -141,6 +141,7 @@ def test_scores_are_those_of_what_was_found(study, prepared, folder, tmp_path):
     assert {r["learnt_from"] for r in rows} == {"visual", "fine"} and len(rows) == 2 * 3 + 3
     page = (tmp_path / "table.html").read_text(encoding="utf-8")
     assert "<svg" not in page and "data:image/svg+xml;base64" in page
+    assert "over 2 trainings a row" in text
     part = score(study, [*cells_of(study), Cell("visual", "lite", 7)], out)
     assert part.missing == [Cell("visual", "lite", 7)] and "1 trainings are not done" in markdown(study, part)
 
